@@ -1,0 +1,54 @@
+"""Linear maps and norms. Parameters are float32; each carries the logical names of its axes, which
+`parallel/rules.py` maps to mesh axes. Nothing here knows of a mesh."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Initializer = jax.nn.initializers.Initializer
+
+
+def parameter(init: Initializer, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+    """A float32 parameter whose axes have these logical names."""
+    # Sharding is decided where the state is made (jit with out_shardings), never while a module is
+    # constructed.
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=axes, eager_sharding=False)
+
+
+class Linear(nnx.Module):
+    """x [..., in] -> [..., out], in the dtype of x; accelerators accumulate in float32 whatever that is."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        axes: tuple[str, str],
+        *,
+        bias: bool,
+        init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = parameter(init, rngs, (width_in, width_out), axes)
+        self.bias = parameter(nnx.initializers.zeros, rngs, (width_out,), axes[1:]) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """RMSNorm (scale) or LayerNorm (scale and bias) over the last axis, in float32, returned in the dtype of
+    x."""
+
+    def __init__(self, kind: str, width: int, eps: float, axis: str, *, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = parameter(nnx.initializers.ones, rngs, (width,), (axis,))
+        self.bias = parameter(nnx.initializers.zeros, rngs, (width,), (axis,)) if kind == "layer" else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.bias is not None:
+            wide = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(wide).mean(axis=-1, keepdims=True)
+        y = wide * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
