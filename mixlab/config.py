@@ -1,0 +1,319 @@
+"""Configuration: a Python file's nested values, plus overrides from the command line -> frozen dataclasses.
+
+A config file defines `get_config(arg="")` and returns an ml_collections ConfigDict (or nested dicts and the rooms' own
+dataclasses) with what differs from the defaults below. `Config` is the schema: every key, type and default.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+import traceback
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ml_collections import ConfigDict
+
+from mixlab.errors import UserError
+from mixlab.model.config import ModelConfig, config_problems
+from mixlab.parallel.mesh import MeshConfig
+from mixlab.schedule.stages import StageConfig
+from mixlab.training import optimizer, schedules
+from mixlab.training.optimizer import OptimizerConfig
+from mixlab.training.schedules import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Text to read. store: the folder of a token store, or "embedded" for the corpus made from this Python installation."""
+
+    store: str = "embedded"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The train step.
+
+    accumulation_steps: parts that a batch is computed in, one after the other; the result is the same.
+    z_loss: weight of (log Z)^2 a trained token.   loss_chunk_tokens: tokens whose logits are held at a time.
+    on_non_finite: when loss or gradient is not finite, "skip" the update (counted in train/skipped) or "stop" the run.
+    max_skipped_steps: in a row, after which "skip" stops too.
+    """
+
+    accumulation_steps: int = 1
+    z_loss: float = 0.0
+    loss_chunk_tokens: int = 2048
+    on_non_finite: Literal["skip", "stop"] = "skip"
+    max_skipped_steps: int = 20
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """every_steps: save at its multiples, and at the end.   keep_last: newest ones kept; keep_every_steps: multiples kept
+    for good."""
+
+    every_steps: int = 1000
+    keep_last: int = 3
+    keep_every_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Loss and bits per byte on held-out documents, a set a domain.
+
+    every_steps: at its multiples, before step 0 and at the end; 0 only at the end.
+    tokens_per_domain: about how many tokens of each domain are read, whole documents in a fixed order.
+    rows: of one evaluation batch.   sample_prompts, sample_tokens, sample_temperature: texts continued at the end.
+    """
+
+    every_steps: int = 250
+    tokens_per_domain: int = 65536
+    rows: int = 16
+    sample_prompts: tuple[str, ...] = ()
+    sample_tokens: int = 128
+    sample_temperature: float = 0.7
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """console_every_steps: a progress line at its multiples.   tensorboard, wandb: write there too, besides metrics.jsonl."""
+
+    console_every_steps: int = 10
+    tensorboard: bool = False
+    wandb: bool = False
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """threads: that read batches ahead.   prefetch_batches: at most so many.   workers: processes; 0 for none."""
+
+    threads: int = 2
+    prefetch_batches: int = 8
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run, whole.
+
+    name: of the run; its folder is runs/<name> unless the command says otherwise.
+    seed: everything random derives from it.
+    tokenizer: "bytes", "bpe:<size>" (trained on the embedded corpus), or a tokenizer.json; None: the stores' own.
+    """
+
+    model: ModelConfig
+    name: str = "run"
+    seed: int = 0
+    tokenizer: str | None = None
+    sources: dict[str, SourceConfig] = field(default_factory=lambda: {"text": SourceConfig()})
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+
+# Keys that decide how a run is computed and watched, not what it computes: they may differ when a run is resumed.
+FREE_KEYS = (
+    "mesh.", "checkpoint.", "evaluation.", "logging.", "loader.", "training.accumulation_steps", "training.loss_chunk_tokens",
+    "training.on_non_finite", "training.max_skipped_steps", "model.remat", "model.layer_loop", "model.attention",
+)  # fmt: skip
+
+
+def load(spec: str, overrides: list[str]) -> Config:
+    """The config of `file.py[:arg]` with overrides ["--config.a.b=value", …] applied, checked as a whole.
+
+    Raises UserError naming every problem at once: unknown keys with the nearest one, wrong types, impossible values.
+    """
+    problems: list[str] = []
+    config = _build(Config, plain(_call(spec)), "", problems)
+    if not problems and overrides:
+        values = plain(config)  # with the defaults, so that an override finds every key
+        for override in overrides:
+            _override(values, override, problems)
+        config = _build(Config, values, "", problems)
+    if not problems:
+        problems = check(config)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
+        raise UserError(f"{spec}: the configuration cannot be used:\n{listed}")
+    return config
+
+
+def check(config: Config) -> list[str]:
+    """What is wrong with a config whose types are right: each room's own problems, and those between rooms."""
+    found = config_problems(config.model) + optimizer.problems(config.optimizer)
+    found += schedules.problems(config.schedule, config.total_steps)
+    if len(config.stages) != 1:
+        found.append(f"stages: a run has exactly one stage; there are {len(config.stages)}")
+    for i, stage in enumerate(config.stages):
+        where = f"stages.{i}"
+        found += stage.problems(where, tuple(config.sources))
+        if stage.sequence_length > config.model.context_length:
+            found.append(
+                f"{where}.sequence_length = {stage.sequence_length} is longer than model.context_length = "
+                f"{config.model.context_length}; shorten the one or raise the other"
+            )
+        rows = stage.tokens_per_step // max(stage.sequence_length, 1)
+        parts = config.training.accumulation_steps
+        if parts >= 1 and rows % parts:
+            fitting = max(d for d in range(1, parts + 1) if rows % d == 0)
+            found.append(
+                f"training.accumulation_steps = {parts} does not divide the {rows} rows of {where}; use {fitting}"
+            )
+    at_least = [
+        (1, "training", ("accumulation_steps", "loss_chunk_tokens", "max_skipped_steps")),
+        (1, "checkpoint", ("every_steps", "keep_last", "keep_every_steps")),
+        (1, "evaluation", ("tokens_per_domain", "rows")),
+        (0, "evaluation", ("every_steps", "sample_tokens", "sample_temperature")),
+        (1, "logging", ("console_every_steps",)),
+        (1, "loader", ("prefetch_batches",)),
+        (0, "loader", ("threads", "workers")),
+        (0, "training", ("z_loss",)),
+    ]
+    for least, group, keys in at_least:
+        for key in keys:
+            value = getattr(getattr(config, group), key)
+            if value is not None and value < least:
+                found.append(f"{group}.{key} = {value}: must be at least {least}")
+    if not re.fullmatch(r"[\w.-]+", config.name):
+        found.append(f"name = {config.name!r}: letters, digits, '.', '_' and '-' only; it names the run's folder")
+    if "embedded" in {source.store for source in config.sources.values()} and config.tokenizer is None:
+        found.append("tokenizer = None: the embedded corpus needs one; use 'bytes', 'bpe:4096' or a tokenizer.json")
+    return found
+
+
+def differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
+    """Every key in which two configs (as `plain` gives them) differ: {"stages.0.steps": (100, 200)}."""
+    a, b = dict(_leaves(old)), dict(_leaves(new))
+    missing = "(absent)"
+    keys = [*a, *(key for key in b if key not in a)]
+    return {k: (a.get(k, missing), b.get(k, missing)) for k in keys if a.get(k, missing) != b.get(k, missing)}
+
+
+def plain(value: Any) -> Any:
+    """Nested dicts, lists and scalars of a config, a ConfigDict or any dataclass: what config.json holds."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, ConfigDict | dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(plain(config), indent=2) + "\n"
+
+
+def _leaves(value: Any, key: str = ""):
+    if not isinstance(value, dict | list):
+        yield key, value
+        return
+    for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(entry, f"{key}.{name}" if key else str(name))
+
+
+def _call(spec: str) -> Any:
+    """What get_config of `file.py[:arg]` returns."""
+    name, _, arg = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        there = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(name, there, n=1)
+        raise UserError(f"--config={spec}: there is no file {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec}: {name} is not a Python file; name one that defines get_config()")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config={spec}: {name} does not define get_config(); add it")
+        return module.get_config(arg) if arg else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f" (line {frames[-1].lineno})" if frames else ""
+        raise UserError(f"--config={spec}: {name}{line} failed with {type(error).__name__}: {error}") from error
+
+
+def _override(values: dict, override: str, problems: list[str]) -> None:
+    """Sets the key of "--config.a.0.b=value" in nested `values`; unknown keys are left to the schema."""
+    key, equals, text = override.removeprefix("--config.").partition("=")
+    if not equals:
+        problems.append(f"{override}: write it as {override}=VALUE")
+        return
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    *groups, last = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
+    node: Any = values
+    for name in [*groups, last]:
+        if isinstance(node, list) and not (name.isdigit() and int(name) < len(node)):
+            problems.append(f"unknown key {key!r}: the list has entries 0 to {len(node) - 1}, not {name!r}")
+            return
+        at = int(name) if isinstance(node, list) else name
+        if name is last:
+            node[at] = value
+        elif isinstance(node, list) or isinstance(node.get(at, None), dict | list):
+            node = node[at]
+        else:  # an unknown group, or a key within a plain value: the schema says so
+            node[at] = node = {}
+
+
+def _build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """`value` as an instance of the type `kind`; what does not fit is added to `problems`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, key, problems)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _build(next(a for a in args if a is not type(None)), value, key, problems)
+    if origin is dict and isinstance(value, dict):
+        return {name: _build(args[1], entry, f"{key}.{name}", problems) for name, entry in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_build(args[0], entry, f"{key}.{i}", problems) for i, entry in enumerate(value))
+    if origin is Literal:
+        if value not in args:
+            problems.append(f"{key} = {value!r}: use one of {', '.join(map(repr, args))}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin in (dict, tuple) or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        expected = {dict: "names with values", tuple: "a list"}.get(origin) or kind.__name__
+        problems.append(f"{key} = {value!r}: must be of type {expected}")
+    return value
+
+
+def _build_dataclass(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{key} = {value!r}: is a group of keys; set one of them")
+        return None
+    hints = get_type_hints(kind)
+    dot = f"{key}." if key else ""
+    for name in value:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.4)
+            hint = f"did you mean {dot + near[0]!r}?" if near else f"its keys are {', '.join(hints)}"
+            problems.append(f"unknown key {dot + name!r}; {hint}")
+    built = {n: _build(hints[n], entry, dot + n, problems) for n, entry in value.items() if n in hints}
+    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in built]
+    problems += [f"{dot + name}: must be set" for name in missing]
+    return None if missing else kind(**built)
