@@ -1,0 +1,258 @@
+"""TokenStore: tokens on disk, addressed by document.
+
+A store is a directory:
+
+    store.json               counts, tokenizer, size and sha256 of every file; written last: complete or
+    absent tokens/00000.bin ...     tokens one after the other, little-endian uint16 (vocabulary <= 65,536) or
+    uint32 offsets.npy              int64 [documents + 1], in tokens over all shards; no document spans two
+    shards metadata/00000.arrow ... Arrow IPC, a table a shard, a row a document: id, split, bytes and the
+    source's own tokenizer.json           the tokenizer, whole
+
+Files are memory-mapped. All access goes through the methods of TokenStore, so that a store in a bucket can be
+read by others of the same names.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mixlab.corpus import tokenizer as tokenizers
+from mixlab.corpus.tokenizer import Tokenizer
+from mixlab.errors import UserError
+
+FORMAT = "mixlab-token-store"
+VERSION = 1
+SPLITS = ("train", "validation")
+
+
+class TokenStore:
+    """Read access to a store. Cheap to pickle: another process maps the files again when it first reads.
+
+    path: Path; n_documents, n_tokens: int; dtype: of the tokens on disk; vocab_size: int; tokenizer_hash:
+    str; fingerprint: sha256 (hex) over tokenizer, tokens, document boundaries and metadata; manifest:
+    store.json as a dict.
+    """
+
+    def __init__(self, path: Path, manifest: dict):
+        self.path = path
+        self.manifest = manifest
+        self.n_documents: int = manifest["documents"]
+        self.n_tokens: int = manifest["tokens"]
+        self.dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        self.vocab_size: int = manifest["vocab_size"]
+        self.tokenizer_hash: str = manifest["tokenizer"]["hash"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self._shard_starts = np.cumsum([0] + [shard["tokens"] for shard in manifest["shards"]])  # in tokens
+        self._shards: list[np.ndarray] | None = None
+        self._offsets: np.ndarray | None = None
+        self._table: pa.Table | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, verify: bool = False) -> "TokenStore":
+        """Opens a store; sizes of all files are checked, contents (sha256) too with `verify`.
+
+        UserError: missing, unfinished, not a store, another format version, a missing, truncated or damaged
+        file."""
+        if "://" in str(path):
+            raise UserError(f"store {path}: a store is read from a local disk; copy it there first")
+        path = Path(path)
+        if not path.exists():
+            raise UserError(
+                f"store {path}: no such folder; make it with tools/prepare_corpus.py --output={path}"
+            )
+        if not (path / "store.json").is_file():
+            if (path / "preparing").is_dir():
+                raise UserError(
+                    f"store {path}: unfinished; run the prepare_corpus command that began it again"
+                )
+            raise UserError(
+                f"store {path}: not a token store (it has no store.json); give the folder of a store"
+            )
+        try:
+            manifest = json.loads((path / "store.json").read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise ValueError("another format")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"store {path}: store.json is damaged ({error}); prepare the corpus again"
+            ) from None
+        if manifest["version"] != VERSION:
+            raise UserError(
+                f"store {path}: format version {manifest['version']}, this mixlab reads {VERSION}; "
+                f"prepare the corpus again, or use the version of mixlab that wrote it"
+            )
+        store = cls(path, manifest)
+        store._check_files(verify)
+        return store
+
+    def _check_files(self, verify: bool) -> None:
+        remedy = "copy the store again from where it came, or prepare the corpus again"
+        for entry in _files(self.manifest):
+            file = self.path / entry["file"]
+            try:
+                size = file.stat().st_size
+            except OSError:
+                raise UserError(f"store {self.path}: {entry['file']} is missing; {remedy}") from None
+            if size != entry["size"]:
+                raise UserError(
+                    f"store {self.path}: {entry['file']} has {size:,} bytes, not {entry['size']:,}; {remedy}"
+                )
+            if verify and sha256_of_file(file) != entry["sha256"]:
+                raise UserError(
+                    f"store {self.path}: {entry['file']} is damaged (its sha256 differs); {remedy}"
+                )
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int64 [documents + 1], memory-mapped: document d is the tokens offsets[d]:offsets[d + 1]."""
+        if self._offsets is None:
+            offsets = np.load(self._existing("offsets.npy"), mmap_mode="r")
+            self._offsets = offsets.view(np.ndarray)  # plain arrays are faster to index than np.memmap
+        return self._offsets
+
+    def __len__(self) -> int:
+        return self.n_documents
+
+    def __getitem__(self, document: int) -> np.ndarray:
+        """Tokens of one document, int32 [tokens]."""
+        if not 0 <= document < self.n_documents:
+            raise IndexError(f"document {document} of a store of {self.n_documents}")
+        length = int(self.offsets[document + 1] - self.offsets[document])
+        out = np.empty(length, np.int32)
+        self.read(np.array([document]), np.array([0]), np.array([length]), out)
+        return out
+
+    def read(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
+        """Copies P pieces one after the other into `out`.
+
+        Piece p is tokens starts[p] : starts[p] + lengths[p] of document documents[p]; all int [P]. `out` is
+        int32 [sum of lengths]. IndexError for a piece outside its document, ValueError when `out` has another
+        size."""
+        documents, starts, lengths = (np.asarray(a, np.int64) for a in (documents, starts, lengths))
+        if len(documents) == 0:
+            if len(out):
+                raise ValueError(f"no pieces for {len(out)} tokens of out")
+            return
+        if documents.min() < 0 or documents.max() >= self.n_documents:
+            raise IndexError(f"a piece names a document outside 0..{self.n_documents - 1}")
+        begins = self.offsets[documents] + starts
+        ends = begins + lengths
+        if starts.min() < 0 or lengths.min() < 0 or (ends > self.offsets[documents + 1]).any():
+            raise IndexError("a piece reaches outside its document")
+        if int(lengths.sum()) != len(out):
+            raise ValueError(f"{int(lengths.sum())} tokens in the pieces, {len(out)} in out")
+        shards = self._shards if self._shards is not None else self._map_shards()
+        # A plain loop of slice copies over Python ints: several times faster than fancy indexing.
+        at = 0
+        if len(shards) == 1:
+            tokens = shards[0]
+            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+                to = at + end - begin
+                out[at:to] = tokens[begin:end]
+                at = to
+            return
+        shard_P = np.searchsorted(self._shard_starts, begins, "right") - 1
+        shard_P = np.minimum(shard_P, len(shards) - 1)  # an empty piece at the very end
+        begins = begins - self._shard_starts[shard_P]
+        for shard, begin, length in zip(shard_P.tolist(), begins.tolist(), lengths.tolist(), strict=True):
+            to = at + length
+            out[at:to] = shards[shard][begin : begin + length]
+            at = to
+
+    def _map_shards(self) -> list[np.ndarray]:
+        self._shards = []
+        for shard in self.manifest["shards"]:
+            with pa.memory_map(
+                str(self._existing(shard["file"]))
+            ) as file:  # the mapping outlives the file descriptor
+                tokens = np.frombuffer(file.read_buffer(), self.dtype)
+            if len(tokens) != shard["tokens"]:
+                raise UserError(
+                    f"store {self.path}: {shard['file']} changed while in use; open the store again"
+                )
+            self._shards.append(tokens)
+        return self._shards
+
+    @property
+    def column_names(self) -> list[str]:
+        return self._metadata_table().column_names
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One metadata column, [documents]. UserError names the nearest columns when there is no such one."""
+        if name not in self.column_names:
+            near = get_close_matches(name, self.column_names, 3) or self.column_names
+            raise UserError(
+                f"store {self.path}: no metadata column {name!r}; did you mean {', '.join(near)}?"
+            )
+        return self._metadata_table().column(name)
+
+    def metadata(self, document: int) -> dict:
+        """The metadata of one document: id, split, bytes and what else the source gave; a missing value is
+        None."""
+        table = self._metadata_table()
+        if not 0 <= document < self.n_documents:
+            raise IndexError(f"document {document} of a store of {self.n_documents}")
+        return {name: table.column(name)[int(document)].as_py() for name in table.column_names}
+
+    def documents(self, split: str) -> np.ndarray:
+        """Documents of a split ("train" or "validation"), int64, ascending."""
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}: a store has the splits {' and '.join(SPLITS)}")
+        return np.flatnonzero(pc.equal(self.column("split"), split).to_numpy()).astype(np.int64)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the store, from the copy within it."""
+        saved = self.manifest["tokenizer"]
+        definition = self._existing("tokenizer.json").read_text(encoding="utf-8")
+        specials = {role: saved[role] for role in ("bos", "eos", "pad")}
+        tokenizer = tokenizers.from_definition(saved["name"], definition, **specials)
+        if tokenizer.hash != self.tokenizer_hash:
+            raise UserError(
+                f"store {self.path}: tokenizer.json is not the one that made the store; copy the store again"
+            )
+        return tokenizer
+
+    def _metadata_table(self) -> pa.Table:
+        if self._table is None:
+            tables = []
+            for entry in self.manifest["metadata"]:
+                with pa.memory_map(str(self._existing(entry["file"]))) as file:
+                    tables.append(pa.ipc.open_file(file).read_all())
+            self._table = pa.concat_tables(tables)
+        return self._table
+
+    def _existing(self, name: str) -> Path:
+        if not (self.path / name).is_file():
+            raise UserError(f"store {self.path}: {name} is missing; copy the store again from where it came")
+        return self.path / name
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["path"], state["manifest"])
+
+    def __repr__(self) -> str:
+        return f"TokenStore({str(self.path)!r}, documents={self.n_documents:,}, tokens={self.n_tokens:,})"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type of tokens on disk, little-endian."""
+    return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 (hex) of a file's contents."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(manifest: dict) -> Iterable[dict]:
+    return [*manifest["shards"], *manifest["metadata"], manifest["offsets"], manifest["definition"]]
