@@ -87,8 +87,8 @@ def host_rows(mesh: Mesh, rows: int) -> np.ndarray:
 def global_batch(mesh: Mesh, local, rows: int):
     """This process' rows -> global arrays.
 
-    `local` is a tree of numpy arrays [len(host_rows(mesh, rows)), ...]; the answer has the same structure with
-    arrays [rows, ...], split over data and fsdp."""
+    `local` is a tree of numpy arrays [len(host_rows(mesh, rows)), ...]; the answer has its structure, with
+    arrays [rows, ...] split over data and fsdp."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), local

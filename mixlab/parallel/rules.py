@@ -9,6 +9,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "length": None,
     "vocab": "tensor",
+    "positions": None,
     "embed": "fsdp",
     "heads": "tensor",  # heads x head_dim, folded
     "kv_heads": "tensor",

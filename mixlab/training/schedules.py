@@ -62,11 +62,13 @@ def learning_rate(config: ScheduleConfig, step, total_steps: int):
         start, end = total_steps - _decay_steps(config, total_steps), total_steps
     # Differences are taken between integers: 1 - step / end would lose its digits near the end in float32.
     length = max(end - start, 1)
-    left = as_float(xp.clip(end - step, 0, length)) / length
+    left_steps = xp.clip(end - step, 0, length)
+    left = as_float(left_steps) / length
     if config.kind == "cosine":
         shape = xp.sin(0.5 * math.pi * left) ** 2  # (1 + cos(pi * (1 - left))) / 2 without the cancellation
     elif config.kind == "wsd" and config.decay_shape == "1-sqrt":
-        shape = left / (1 + xp.sqrt(1 - left))  # 1 - sqrt(1 - left) without the cancellation
+        done = as_float(length - left_steps) / length
+        shape = left / (1 + xp.sqrt(done))  # 1 - sqrt(done) without the cancellation
     else:
         shape = left
     floor = 1.0 if config.kind == "constant" else config.final_fraction

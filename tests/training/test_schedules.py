@@ -84,6 +84,16 @@ def schedules(draw):
     return config, total
 
 
+# 55 / 55 comes out as less than 1 where the compiler multiplies by the reciprocal.
+LOSSY_DIVISION = ScheduleConfig(
+    kind="wsd", peak=1.0, final_fraction=0.0, decay_steps=55, decay_shape="1-sqrt"
+)
+
+
+def test_float32_keeps_six_digits_at_the_start_of_the_decay():
+    assert float(learning_rate(LOSSY_DIVISION, jnp.int32(0), 55)) == pytest.approx(1.0, rel=1e-6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(schedules(), st.data())
 def test_rises_then_never_rises_again_and_both_forms_agree(drawn, data):
