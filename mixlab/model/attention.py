@@ -1,37 +1,48 @@
 """Causal attention within documents: several ways to compute one function.
 
-Every path takes q [B, L, H, D], k and v [B, L, K, D] with H a multiple of K (query head h reads key head h *
-K // H), and segment_ids [B, L]; it returns [B, L, H, D] in the dtype of q. A token attends to the tokens at
-or before it that have its segment id. Padding (id 0) is a segment like any other: its outputs are finite,
-nobody else reads them, and a loss that gives them no weight sends no gradient into them."""
+Every path takes q [B, L, H, D], k and v [B, L, K, D] with H a multiple of K (query head h reads key head
+h * K // H), and segment_ids int32 [B, L]; it returns [B, L, H, D] in the dtype of q. A token attends to the
+tokens at or before it that have its segment id. Padding (id 0) is a segment like any other: its outputs are
+finite, nobody else reads them, and a loss that gives them no weight sends no gradient into them.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-DENSE_LENGTH = 1024  # beyond this a [L, L] score matrix a head costs more memory traffic than the blocks do
+from mixlab.model.blockwise import blockwise
+from mixlab.model.sharding import mesh_axes
+
+DENSE_LENGTH = 1024  # a longer row's [L, L] scores no longer pay: blockwise is as quick and linear in memory
+KERNEL_LENGTH = 128  # both Pallas kernels want lengths that are a multiple of this
+
+Array = jax.Array
 
 
 def attend(
-    q_BxLxHxD: jax.Array,
-    k_BxLxKxD: jax.Array,
-    v_BxLxKxD: jax.Array,
-    segment_ids_BxL: jax.Array,
-    kernel: str = "auto",
-) -> jax.Array:
-    """Causal attention within segments by the named kernel ("auto" picks by backend and shape)."""
+    q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, kernel: str
+) -> Array:
+    """Causal attention within segments by the named kernel, a key of KERNELS, or "auto"."""
     if kernel == "auto":
-        kernel = choose_kernel(jax.default_backend(), q_BxLxHxD.shape[1])
+        _, length, _, head_dim = q_BxLxHxD.shape
+        kernel = choose_kernel(jax.default_backend(), length, head_dim, q_BxLxHxD.dtype)
     return KERNELS[kernel](q_BxLxHxD, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)
 
 
-def choose_kernel(backend: str, length: int) -> str:
-    """The name of the kernel for rows of `length` tokens."""
-    return "dense"
+def choose_kernel(backend: str, length: int, head_dim: int, dtype: jnp.dtype) -> str:
+    """Which kernel serves rows of `length` tokens on this backend ("cpu", "gpu", "tpu")."""
+    if backend == "tpu":
+        return "splash"
+    # The Triton kernel keeps tiles of q, k, v in shared memory: 16-bit values and heads up to 128 fit.
+    if backend == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128 and _triton_mha() is not None:
+        return "triton"
+    if length <= DENSE_LENGTH:
+        return "dense"
+    return "blockwise"
 
 
-def dense(
-    q_BxLxHxD: jax.Array, k_BxLxKxD: jax.Array, v_BxLxKxD: jax.Array, segment_ids_BxL: jax.Array
-) -> jax.Array:
+def dense(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array) -> Array:
     """The definition, with the whole [L, L] score matrix: what the other paths are tested against, and the
     quickest for short rows on CPU. Scores and softmax in float32."""
     B, L, H, D = q_BxLxHxD.shape
@@ -46,4 +57,98 @@ def dense(
     return out.reshape(B, L, H, D)
 
 
-KERNELS = {"dense": dense}
+def splash(
+    q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, interpret: bool = False
+) -> Array:
+    """Pallas splash attention, TPU only; `interpret` runs the kernel's program on any backend, slowly."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask
+
+    def rows(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        H, L = q.shape[1:3]
+        block = next(size for size in (512, 256, 128) if L % size == 0)
+        blocks = kernel.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        )
+        row = kernel.make_splash_mha(
+            mask.MultiHeadMask([mask.CausalMask((L, L))] * H),
+            block_sizes=blocks,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        return jax.vmap(lambda q, k, v, s: row(q, k, v, segment_ids=kernel.SegmentIds(q=s, kv=s)))(
+            q, k, v, segments
+        )
+
+    L, D = q_BxLxHxD.shape[1], q_BxLxHxD.shape[3]
+    arrays = _padded(q_BxLxHxD * D**-0.5, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)  # the kernel does not scale
+    q, k, v = (a.swapaxes(1, 2) for a in arrays[:3])
+    out_BxHxLxD = _on_each_device(rows, q, k, v, arrays[3], head_axis=1)
+    return out_BxHxLxD.swapaxes(1, 2)[:, :L]
+
+
+def triton(
+    q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, interpret: bool = False
+) -> Array:
+    """The Pallas-Triton kernel, GPU only; `interpret` runs its program on any backend, slowly."""
+    mha = _triton_mha()
+    L, H, D = q_BxLxHxD.shape[1:]
+
+    def rows(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        k, v = (
+            jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v)
+        )  # it knows no grouped queries
+        return mha(q, k, v, segments, sm_scale=D**-0.5, causal=True, interpret=interpret)
+
+    arrays = _padded(q_BxLxHxD, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)
+    return _on_each_device(rows, *arrays, head_axis=2)[:, :L]
+
+
+KERNELS: dict[str, Callable[..., Array]] = {
+    "dense": dense,
+    "blockwise": blockwise,
+    "splash": splash,
+    "triton": triton,
+}
+
+
+def _triton_mha() -> Callable[..., Array] | None:
+    try:  # deprecated since jax 0.12: it may go, and then GPUs take the blockwise path
+        from jax.experimental.pallas.ops.gpu.attention import mha
+    except ImportError:
+        return None
+    return mha
+
+
+def _padded(*arrays_BxL: Array) -> list[Array]:
+    """Lengths filled up to a multiple of KERNEL_LENGTH; causality hides the filling from every real token."""
+    pad = -arrays_BxL[0].shape[1] % KERNEL_LENGTH
+    return [jnp.pad(a, ((0, 0), (0, pad)) + ((0, 0),) * (a.ndim - 2)) for a in arrays_BxL]
+
+
+def _on_each_device(
+    rows: Callable[..., Array], q: Array, k: Array, v: Array, segments: Array, head_axis: int
+) -> Array:
+    """Runs a Pallas kernel on every device's own rows and heads. The partitioner cannot look into a kernel, so
+    without this it would gather the whole batch everywhere."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return rows(q, k, v, segments)
+    batch = mesh_axes("batch", q.shape[0])
+    # Queries and their keys must stay together: heads are divided only when both divide in the same way.
+    heads = mesh_axes("heads", q.shape[head_axis])
+    if heads != mesh_axes("kv_heads", k.shape[head_axis]):
+        heads = None
+    spec = [batch, None, None, None]
+    spec[head_axis] = heads
+    spec = jax.P(*spec)
+    specs = (spec, spec, spec, jax.P(batch, None))
+    return jax.shard_map(rows, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, segments)

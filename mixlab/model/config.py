@@ -24,9 +24,7 @@ class ModelConfig:
     norm: Literal["rms", "layer"]  # "layer" has a bias, "rms" has none
     norm_placement: Literal["pre", "post"]  # post: on the sublayer's output, before the residual sum (OLMo 2)
     norm_eps: float
-    qk_norm: (
-        bool  # on the whole projected query and key vectors, before heads are split and before RoPE (OLMo 2)
-    )
+    qk_norm: bool  # on whole projected queries and keys, before heads are split and before RoPE (OLMo 2)
     activation: Literal["swiglu", "gelu"]  # gelu is the tanh form of GPT-2
     positions: Literal["rope", "learned"]
     rope_base: float
@@ -35,14 +33,10 @@ class ModelConfig:
     tied_head: bool
     init_std: float
     init_cutoff: float | None  # truncate the normal at this many standard deviations
-    init_scale_residual: (
-        bool  # GPT-2: projections back into the residual stream start at std / sqrt(2 * layers)
-    )
+    init_scale_residual: bool  # GPT-2: projections into the residual stream start at std / sqrt(2 * layers)
     vocab_multiple: int  # embedding rows are padded up to a multiple; the padding never gets probability
 
-    compute_dtype: Literal["float32", "bfloat16", "float64"] = (
-        "float32"  # float64: for checks, under enable_x64
-    )
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # float64: checks, under enable_x64
     remat: Literal["none", "dots", "full"] = (
         "none"  # what the backward pass recomputes: nothing, all but matmuls, all
     )

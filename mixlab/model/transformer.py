@@ -17,6 +17,7 @@ from mixlab.model.config import ModelConfig, config_problems
 from mixlab.model.init import residual_init, weight_init
 from mixlab.model.layers import Linear, Norm, parameter
 from mixlab.model.rope import Rotation, rotate, rotation
+from mixlab.model.sharding import constrain
 
 UNROLL_LAYERS = 12  # deeper stacks are scanned on CPU too: compile time is linear in an unrolled depth
 
@@ -136,8 +137,10 @@ class Transformer(nnx.Module):
         graph, weights = nnx.split(self.blocks)
 
         def layer(x_BxLxD: jax.Array, layer_weights: Any) -> jax.Array:
-            return nnx.merge(graph, layer_weights)(x_BxLxD, segment_ids_BxL, turn)
+            y_BxLxD = nnx.merge(graph, layer_weights)(x_BxLxD, segment_ids_BxL, turn)
+            return constrain(y_BxLxD, "batch", "length", None)
 
+        x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         return self.final_norm(run_layers(layer, x_BxLxD, weights, c))
 
     def head_DxV(self) -> jax.Array:

@@ -93,13 +93,18 @@ def _forward(hidden_TxD, head_DxV, targets_T, weights_T, vocab_size, z_loss, chu
         gradient_TxD, nll_T, log_z_T = (join(a) for a in per_token)
     z_sum = jnp.sum(weights_T * jnp.square(log_z_T))
     total = jnp.sum(weights_T * nll_T) + z_loss * z_sum
-    return (total, nll_T, z_sum), (gradient_TxD, gradient_DxV)
+    return (total, nll_T, z_sum), (gradient_TxD, gradient_DxV.astype(head_DxV.dtype))
 
 
 def _backward(vocab_size, z_loss, chunk_tokens, gradients, cotangents):
     gradient_TxD, gradient_DxV = gradients
     scale = cotangents[0]  # of `total`; the other outputs carry no gradient
-    return (gradient_TxD * scale.astype(gradient_TxD.dtype), gradient_DxV * scale, None, None)
+    return (
+        gradient_TxD * scale.astype(gradient_TxD.dtype),
+        gradient_DxV * scale.astype(gradient_DxV.dtype),
+        None,
+        None,
+    )
 
 
 _cross_entropy.defvjp(_forward, _backward)

@@ -1,0 +1,112 @@
+"""Causal document attention in memory linear in the length, in plain XLA: for any backend.
+
+The score matrix is cut into C x C blocks and only its lower triangle is visited, by one scan over the pairs
+(query block, key block). The forward pass keeps a running maximum and sum a query (online softmax); the backward
+pass recomputes each block's probabilities from the saved log-sum-exp (FlashAttention-2, arXiv 2307.08691).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BLOCK = 256
+
+
+def blockwise(
+    q_BxLxHxD: jax.Array,
+    k_BxLxKxD: jax.Array,
+    v_BxLxKxD: jax.Array,
+    segment_ids_BxL: jax.Array,
+    block: int = BLOCK,
+) -> jax.Array:
+    """The function of `attention.dense`, [B, L, H, D]. Any length: the last block is filled up with padding,
+    which causality hides from every real token. Accumulators are float32."""
+    B, L, H, D = q_BxLxHxD.shape
+    K = k_BxLxKxD.shape[2]
+    C = min(block, L)
+    n = -(-L // C)
+
+    def blocks(
+        a: jax.Array,
+    ) -> jax.Array:  # [B, L, ...] -> [n, B, ..., C] with the trailing axes kept in front
+        a = jnp.pad(a, ((0, 0), (0, n * C - L)) + ((0, 0),) * (a.ndim - 2))
+        return jnp.moveaxis(a.reshape(B, n, C, *a.shape[2:]), 1, 0)
+
+    q = blocks(q_BxLxHxD.reshape(B, L, K, H // K, D) * D**-0.5).transpose(0, 1, 3, 4, 2, 5)  # n B K G C D
+    k = blocks(k_BxLxKxD).transpose(0, 1, 3, 2, 4)  # n B K C D
+    v = blocks(v_BxLxKxD).transpose(0, 1, 3, 2, 4)
+    out = _blockwise(q, k, v, blocks(segment_ids_BxL))
+    return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * C, H, D)[:, :L]
+
+
+@jax.custom_vjp
+def _blockwise(q, k, v, segments):
+    return _forward(q, k, v, segments)[0]
+
+
+def _forward(q, k, v, segments):
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+
+    def visit(carry, pair):
+        peak, mass, out = carry
+        i, j = pair
+        scores = _scores(q[i], k[j], segments, i, j)
+        # The diagonal block comes first, so `peak` is finite before a block without a visible key is met.
+        new_peak = jnp.maximum(peak[i], scores.max(axis=-1))
+        shrink = jnp.exp(peak[i] - new_peak)
+        weights = jnp.exp(scores - new_peak[..., None])
+        update = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v[j], preferred_element_type=wide)
+        peak, mass, out = (
+            peak.at[i].set(new_peak),
+            mass.at[i].set(mass[i] * shrink + weights.sum(axis=-1)),
+            out.at[i].set(out[i] * shrink[..., None] + update),
+        )
+        return (peak, mass, out), None
+
+    start = (jnp.full(q.shape[:-1], -jnp.inf, wide), jnp.zeros(q.shape[:-1], wide), jnp.zeros(q.shape, wide))
+    (peak, mass, out), _ = jax.lax.scan(visit, start, _pairs(len(q)))
+    out = (out / mass[..., None]).astype(q.dtype)
+    return out, (q, k, v, segments, out, peak + jnp.log(mass))
+
+
+def _backward(saved, d_out):
+    q, k, v, segments, out, log_mass = saved
+    wide = log_mass.dtype
+    einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
+    overlap = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)  # n B K G C
+
+    def visit(carry, pair):
+        d_q, d_k, d_v = carry
+        i, j = pair
+        weights = jnp.exp(_scores(q[i], k[j], segments, i, j) - log_mass[i][..., None])
+        d_weights = einsum("bkgqd,bksd->bkgqs", d_out[i], v[j])
+        d_scores = (weights * (d_weights - overlap[i][..., None])).astype(q.dtype)
+        d_q = d_q.at[i].add(einsum("bkgqs,bksd->bkgqd", d_scores, k[j]))
+        d_k = d_k.at[j].add(einsum("bkgqs,bkgqd->bksd", d_scores, q[i]))
+        d_v = d_v.at[j].add(einsum("bkgqs,bkgqd->bksd", weights.astype(q.dtype), d_out[i]))
+        return (d_q, d_k, d_v), None
+
+    start = tuple(jnp.zeros(a.shape, wide) for a in (q, k, v))
+    (d_q, d_k, d_v), _ = jax.lax.scan(visit, start, _pairs(len(q)))
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_blockwise.defvjp(_forward, _backward)
+
+
+def _pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks (i, j) of the lower triangle, row after row, each row from the diagonal down to j = 0."""
+    pairs = [(i, j) for i in range(n) for j in range(i, -1, -1)]
+    return tuple(np.array(pairs, np.int32).T)
+
+
+def _scores(q, k, segments, i, j):
+    """Scores of query block i against key block j, float32 [B, K, G, C, C], -inf where not visible."""
+    C = segments.shape[-1]
+    order = (i * C + jnp.arange(C))[:, None] >= (j * C + jnp.arange(C))[None, :]
+    visible = (segments[i][:, :, None] == segments[j][:, None, :]) & order
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bkgqd,bksd->bkgqs", q, k, preferred_element_type=wide)
+    return jnp.where(visible[:, None, None], scores, -jnp.inf)
