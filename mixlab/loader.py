@@ -1,0 +1,39 @@
+"""This host's rows, read ahead by grain. Reading ahead decides when a batch is made, never what is in it."""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from mixlab.config import LoaderConfig
+from mixlab.stream import Stream
+
+
+class _HostBatches:
+    """Step -> the arrays of this host's rows; what grain indexes."""
+
+    def __init__(self, stream: Stream, first_step: int, host: int, hosts: int):
+        self._stream, self._first, self._host, self._hosts = stream, first_step, host, hosts
+
+    def __len__(self) -> int:
+        return len(self._stream) - self._first
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        step = self._first + int(index)
+        share = self._stream.stage(step).rows_per_step // self._hosts
+        return self._stream.rows(step, self._host * share, share).arrays()
+
+
+def batches(
+    stream: Stream, first_step: int, config: LoaderConfig, host: int = 0, hosts: int = 1
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(step, arrays [B / hosts, L]) from `first_step` to the end of the run: the contiguous block of rows of `host`.
+
+    The number of rows of every stage must be a multiple of `hosts`. Any threads, workers and read-ahead give the same."""
+    source = grain.MapDataset.source(_HostBatches(stream, first_step, host, hosts))
+    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch_batches)
+    dataset = source.to_iter_dataset(options)
+    if config.workers:
+        per_worker = max(1, config.prefetch_batches // config.workers)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker))
+    return zip(range(first_step, len(stream)), dataset, strict=True)

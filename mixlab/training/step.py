@@ -1,0 +1,130 @@
+"""The train step and the evaluation step: plain functions of pure state, compiled ahead for every shape of batch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixlab.config import Config
+from mixlab.parallel.mesh import batch_sharding, replicated
+from mixlab.training.loss import cross_entropy
+from mixlab.training.optimizer import apply_gradients
+from mixlab.training.schedules import learning_rate
+from mixlab.training.state import Layout, State
+
+Arrays = dict[str, jax.Array]
+
+
+def make_train_step(config: Config, optimizer: optax.GradientTransformation, layout: Layout) -> Callable:
+    """(state, batch) -> (state, metrics).
+
+    batch: the five arrays of stream.Batch.   metrics, float32 scalars: loss (mean over the weights of the global batch,
+    without z-loss), z_loss (its weighted addition), grad_norm (before clipping), learning_rate, loss_tokens, skipped.
+    An update whose loss or gradient is not finite leaves parameters and moments as they were, bit for bit; the step counts.
+    """
+    settings, vocab_size, total_steps = config.training, config.model.vocab_size, config.total_steps
+
+    def loss_sum(params, batch: Arrays, normaliser):
+        """Sum over these rows, divided by the weight of the whole global batch."""
+        model = layout.model(params)
+        hidden_BxLxD = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+        loss = cross_entropy(
+            hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
+            model.head_DxV(),
+            batch["targets"].reshape(-1),
+            batch["loss_weights"].reshape(-1),
+            vocab_size=vocab_size,
+            z_loss=settings.z_loss,
+            chunk_tokens=settings.loss_chunk_tokens,
+        )
+        return loss.total / normaliser, settings.z_loss * loss.z_sum / normaliser
+
+    def gradients(params, batch: Arrays, normaliser):
+        function = jax.value_and_grad(loss_sum, has_aux=True)
+        parts = settings.accumulation_steps
+        if parts == 1:
+            return function(params, batch, normaliser)
+
+        def one_part(total, part):
+            return jax.tree.map(jnp.add, total, function(params, part, normaliser)), None
+
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, batch, normaliser)
+        )
+        return jax.lax.scan(one_part, zero, {name: _parts(array, parts) for name, array in batch.items()})[0]
+
+    def train_step(state: State, batch: Arrays) -> tuple[State, Arrays]:
+        loss_tokens = batch["loss_weights"].sum()
+        normaliser = jnp.maximum(loss_tokens, 1.0)
+        (total, z_loss), gradient = gradients(state["params"], batch, normaliser)
+        rate = learning_rate(config.schedule, state["step"], total_steps)
+        params, opt_state, grad_norm = apply_gradients(
+            optimizer, gradient, state["opt_state"], state["params"], rate
+        )
+        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+        kept = {"params": state["params"], "opt_state": state["opt_state"]}
+        updated = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), {"params": params, "opt_state": opt_state}, kept
+        )
+        metrics = {
+            "loss": total - z_loss,
+            "z_loss": z_loss,
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "loss_tokens": loss_tokens,
+            "skipped": 1.0 - finite,
+        }
+        return updated | {"step": state["step"] + 1}, jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float32), metrics
+        )
+
+    return train_step
+
+
+def make_token_losses(config: Config, layout: Layout) -> Callable:
+    """(params, batch) -> float32 [B, L]: -log p(target) at every position, whatever its weight."""
+
+    def token_losses(params, batch: Arrays):
+        model = layout.model(params)
+        hidden_BxLxD = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+        loss = cross_entropy(
+            hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
+            model.head_DxV(),
+            batch["targets"].reshape(-1),
+            batch["loss_weights"].reshape(-1),
+            vocab_size=config.model.vocab_size,
+            chunk_tokens=config.training.loss_chunk_tokens,
+        )
+        return loss.nll_T.reshape(batch["tokens"].shape)
+
+    return token_losses
+
+
+def compile_train_step(train_step: Callable, layout: Layout, rows: int, length: int):
+    """The executable for batches of [rows, length]; the state's buffers are donated to it."""
+    shardings = (layout.shardings, replicated(layout.mesh))
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
+    return step.lower(layout.abstract, abstract_batch(layout, rows, length)).compile()
+
+
+def compile_token_losses(token_losses: Callable, layout: Layout, rows: int, length: int):
+    """The executable for batches of [rows, length]; its answer is whole on every device."""
+    function = jax.jit(token_losses, out_shardings=replicated(layout.mesh))
+    return function.lower(layout.abstract["params"], abstract_batch(layout, rows, length)).compile()
+
+
+def abstract_batch(layout: Layout, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a batch's arrays."""
+    types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {
+        "loss_weights": jnp.float32
+    }
+    sharding = batch_sharding(layout.mesh)
+    return {
+        name: jax.ShapeDtypeStruct((rows, length), kind, sharding=sharding) for name, kind in types.items()
+    }
+
+
+def _parts(array: jax.Array, parts: int) -> jax.Array:
+    """[B, …] -> [parts, B / parts, …]; part i takes rows i, i + parts, …, so that each device has its share of every part."""
+    return jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)

@@ -1,0 +1,120 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixlab.config import Config, TrainingConfig
+from mixlab.model.presets import llama
+from mixlab.parallel.mesh import MeshConfig, global_batch, make_mesh
+from mixlab.schedule.stages import StageConfig
+from mixlab.training.optimizer import make_optimizer
+from mixlab.training.schedules import ScheduleConfig
+from mixlab.training.state import create_state, plan_state
+from mixlab.training.step import compile_train_step, make_train_step
+
+ROWS, LENGTH = 4, 16
+
+
+def config(**training):
+    return Config(
+        model=llama(layers=2, d_model=32, heads=2, vocab_size=61, context_length=LENGTH),
+        stages=(StageConfig("main", 20, LENGTH, ROWS * LENGTH),),
+        schedule=ScheduleConfig("constant", peak=1e-2),
+        training=TrainingConfig(**training),
+    )
+
+
+@functools.cache
+def setting(accumulation_steps=1, z_loss=0.0):
+    settings = config(accumulation_steps=accumulation_steps, z_loss=z_loss)
+    mesh = make_mesh(MeshConfig())
+    optimizer = make_optimizer(settings.optimizer)
+    layout = plan_state(settings.model, optimizer, mesh)
+    step = compile_train_step(make_train_step(settings, optimizer, layout), layout, ROWS, LENGTH)
+    return settings, optimizer, layout, step
+
+
+def fresh(seed=0, **kwargs):
+    settings, optimizer, layout, _ = setting(**kwargs)
+    return create_state(settings.model, optimizer, layout, seed)
+
+
+def batch(seed=0, weights=None, **kwargs):
+    layout = setting(**kwargs)[2]
+    tokens = np.random.default_rng(seed).integers(0, 61, (ROWS, LENGTH + 1)).astype(np.int32)
+    local = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "loss_weights": np.ones((ROWS, LENGTH), np.float32) if weights is None else weights.astype(np.float32),
+        "segment_ids": np.ones((ROWS, LENGTH), np.int32),
+        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH)),
+    }
+    return global_batch(layout.mesh, local, ROWS)
+
+
+def host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def test_learns_and_counts():
+    step, state = setting()[3], fresh()
+    losses = []
+    for i in range(20):
+        state, metrics = step(state, batch())
+        losses.append(float(metrics["loss"]))
+        assert int(state["step"]) == i + 1 and float(metrics["loss_tokens"]) == ROWS * LENGTH
+    assert losses[0] == pytest.approx(np.log(61), rel=0.02) and losses[-1] < 0.6 * losses[0]
+    assert float(metrics["learning_rate"]) == np.float32(1e-2) and float(metrics["skipped"]) == 0
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_changes_nothing(parts):
+    weights = np.random.default_rng(1).random((ROWS, LENGTH)) > 0.6
+    weights[2] = False  # a part whose rows bear no loss
+    one, one_metrics = setting(z_loss=1e-3)[3](fresh(z_loss=1e-3), batch(weights=weights))
+    many, many_metrics = setting(accumulation_steps=parts, z_loss=1e-3)[3](
+        fresh(accumulation_steps=parts, z_loss=1e-3), batch(weights=weights)
+    )
+    for name in one_metrics:
+        assert float(one_metrics[name]) == pytest.approx(float(many_metrics[name]), rel=1e-5), name
+    # The moments, linear in the gradient: Adam's first update is nearly its sign, which magnifies rounding.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), host(one["opt_state"]), host(many["opt_state"])
+    )
+
+
+def test_a_batch_without_loss_is_fine():
+    state, metrics = setting()[3](fresh(), batch(weights=np.zeros((ROWS, LENGTH))))
+    assert float(metrics["loss"]) == 0 and float(metrics["grad_norm"]) == 0 and float(metrics["skipped"]) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(host(state)))
+
+
+def test_a_non_finite_update_is_left_out_bit_for_bit():
+    step = setting()[3]
+    state, _ = step(fresh(), batch())
+    poisoned = host(state)
+    good = host(state)
+    weights = np.ones((ROWS, LENGTH))
+    weights[0, 0] = np.inf
+    after, metrics = step(jax.tree.map(jnp.asarray, poisoned), batch(weights=weights))
+    assert float(metrics["skipped"]) == 1 and int(after["step"]) == int(good["step"]) + 1
+    for part in ("params", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, host(after[part]), good[part])
+    after, metrics = step(after, batch())
+    assert float(metrics["skipped"]) == 0 and np.isfinite(float(metrics["loss"]))
+
+
+def test_the_state_is_donated():
+    state = fresh()
+    leaf = state["params"]["embedding"]
+    setting()[3](state, batch())
+    assert leaf.is_deleted()
+
+
+def test_another_shape_is_refused_not_recompiled():
+    _, _, layout, step = setting()
+    wrong = {name: array[:, : LENGTH // 2] for name, array in batch().items()}
+    with pytest.raises(TypeError):
+        step(fresh(), wrong)

@@ -1,0 +1,115 @@
+"""Shows what a run reads: a step's rows as text with their provenance, or every place where a document is read.
+
+python tools/inspect_stream.py --config=FILE --step=N [--row=R] [--json]
+python tools/inspect_stream.py --config=FILE --document=SOURCE:ID [--json]
+"""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pyarrow.compute as pc
+
+from mixlab import errors
+from mixlab.cli import Parser
+from mixlab.data import Data, open_data
+from mixlab.errors import UserError
+from mixlab.stream import Kind
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--step", type=int, metavar="N", help="the step, counted from 0")
+    parser.add_argument("--row", type=int, metavar="R", help="one row of it; all when left out")
+    parser.add_argument("--document", metavar="SOURCE:ID", help="a document by its id, or by its number as #123")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    flags, config = parser.parse_config(arguments)
+    if (flags.step is None) == (flags.document is None):
+        raise UserError("give either --step=N or --document=SOURCE:ID")
+    data = open_data(config)
+    if flags.document is not None:
+        found = document_places(data, flags.document)
+        print(json.dumps(found, indent=2) if flags.json else _places_text(found))
+    else:
+        rows = step_rows(data, flags.step, flags.row)
+        print(json.dumps({"step": flags.step, "rows": rows}, indent=2) if flags.json else _rows_text(flags.step, rows))
+
+
+def step_rows(data: Data, step: int, row: int | None) -> list[dict]:
+    """The rows of a step (all, or one) with their spans: what each token is, where it comes from, and its text."""
+    stream = data.stream
+    if not 0 <= step < len(stream):
+        raise UserError(f"--step={step}: the run has steps 0 to {len(stream) - 1}")
+    batch = stream[step]
+    if row is not None and not 0 <= row < len(batch.tokens):
+        raise UserError(f"--row={row}: a step has rows 0 to {len(batch.tokens) - 1}")
+    names = list(stream.sources)
+    rows = []
+    for r in range(len(batch.tokens)) if row is None else [row]:
+        spans = []
+        for span in batch.spans[batch.spans["row"] == r]:
+            offset, length = int(span["offset"]), int(span["length"])
+            entry = {"offset": offset, "length": length, "kind": Kind(span["kind"]).name.lower()}
+            if span["kind"] != Kind.PADDING:
+                name, document = names[span["source"]], int(span["document"])
+                metadata = data.stores[name].metadata(document)
+                entry |= {"source": name, "document": document, "start": int(span["start"])}
+                entry |= {key: metadata[key] for key in ("id", "url", "domain") if metadata.get(key)}
+            here = slice(offset, offset + length)
+            entry["loss_tokens"] = int((batch.loss_weights[r, here] > 0).sum())
+            entry["text"] = data.tokenizer.decode(batch.tokens[r, here])
+            spans.append(entry)
+        rows.append({"row": r, "spans": spans})
+    return rows
+
+
+def document_places(data: Data, asked: str) -> dict:
+    """Every place of the run at which a document ("source:id" or "source:#number") is read."""
+    source, colon, wanted = asked.partition(":")
+    if not colon or source not in data.stream.sources:
+        raise UserError(f"--document={asked}: write SOURCE:ID with a source of {', '.join(data.stream.sources)}")
+    store = data.stores[source]
+    if wanted.startswith("#") and wanted[1:].isdigit() and int(wanted[1:]) < len(store):
+        document = int(wanted[1:])
+    else:
+        document = pc.index(store.column("id"), wanted).as_py()
+    if document < 0:
+        raise UserError(f"--document={asked}: {source} has no document with this id (nor with this number)")
+    metadata = store.metadata(document)
+    places = [dataclasses.asdict(place) for place in data.stream.find(source, document)]
+    held_out = not np.isin(document, data.stream.sources[source].documents.ids)
+    return {"source": source, "document": document, "metadata": metadata, "held_out": bool(held_out), "places": places}
+
+
+def _rows_text(step: int, rows: list[dict]) -> str:
+    lines = [f"step {step}"]
+    for row in rows:
+        lines.append(f"── row {row['row']}")
+        for span in row["spans"]:
+            place = f"{span['offset']:>6} +{span['length']:<6} {span['kind']:<8}"
+            if "document" in span:
+                place += f" {span['source']}:#{span['document']} from {span['start']}  {span.get('url') or span['id']}"
+            lines.append(place + f"  (loss on {span['loss_tokens']})")
+            if span["kind"] == "text":
+                lines += ["        │ " + line for line in span["text"].splitlines() or [""]]
+    return "\n".join(lines)
+
+
+def _places_text(found: dict) -> str:
+    head = f"{found['source']}:#{found['document']}  {found['metadata'].get('url') or found['metadata']['id']}"
+    if found["held_out"]:
+        return head + "\nheld out for validation: never trained on"
+    if not found["places"]:
+        return head + "\nnot read in this run"
+    return "\n".join(
+        [head]
+        + [
+            f"step {p['step']:>8}  row {p['row']:>6}  offset {p['offset']:>6}: {p['length']} tokens of it, from {p['start']}"
+            for p in found["places"]
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
