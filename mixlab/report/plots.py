@@ -1,0 +1,236 @@
+"""Curves of runs as PNG pictures, for light and for dark pages. Colour stands for the run, everywhere.
+
+Figures are made without pyplot, so neither the backend nor the settings of the calling program are touched.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from mixlab.report.charts import Chart
+from mixlab.report.runs import Run
+from mixlab.report.text import count
+
+INCHES = {True: (6.4, 3.9), False: (4.3, 3.1)}  # (width, height) of large and of small charts
+DPI = 200
+LOST = "#d11149"  # marks of values that are not finite
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a picture. Those of the runs follow Okabe and Ito, whose colours colour-blind readers can
+    tell apart."""
+
+    suffix: str
+    paper: str
+    ink: str
+    soft: str
+    grid: str
+    band: str
+    runs: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "", "#ffffff", "#1d2430", "#667085", "#e7e9ee", "#f2f4f8",
+    ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1d2430"),
+)  # fmt: skip
+DARK = Theme(
+    "-dark", "#171b22", "#e6e9ef", "#98a2b3", "#2a303b", "#1f252f",
+    ("#56b4e9", "#f08a3c", "#2fc99a", "#e39bc4", "#f0e442", "#8ea2ff", "#e6e9ef"),
+)  # fmt: skip
+DASHES = ("-", "--", ":", "-.")  # tell the runs apart when the colours come round again
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """A run's numbers in a chart: tokens [n], values [n] as recorded, line [n] (smoothed where asked)."""
+
+    run: int
+    tokens: np.ndarray
+    values: np.ndarray
+    line: np.ndarray
+    errors: np.ndarray
+    color: str
+    dashes: str
+    width: float
+
+
+def draw(chart: Chart, runs: list[Run], labels: list[str], theme: Theme) -> bytes:
+    """The picture of `chart` as PNG."""
+    style = {
+        "figure.facecolor": theme.paper, "axes.facecolor": theme.paper, "savefig.facecolor": theme.paper,
+        "text.color": theme.ink, "axes.edgecolor": theme.soft, "axes.labelcolor": theme.soft,
+        "xtick.color": theme.soft, "ytick.color": theme.soft, "grid.color": theme.grid, "grid.linewidth": 0.8,
+        "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+        "xtick.major.size": 3, "ytick.major.size": 0, "axes.axisbelow": True, "text.parse_math": False,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=INCHES[chart.large], dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(chart.title, x=0.02, ha="left", fontsize=12.5, fontweight="bold")
+        axes = figure.add_subplot()
+        axes.grid(axis="y")
+        axes.set_yscale(chart.scale)
+        curves = list(_curves(chart, runs, theme))
+        for curve in curves:
+            _draw_curve(axes, chart, curve)
+        references = _references(chart, runs)
+        _tokens_axis(axes, curves, alone=len(runs) == 1)
+        _values_axis(axes, chart, curves, list(references.values()) if len(runs) == 1 else [], theme)
+        _draw_references(axes, references, theme)
+        _draw_stages(axes, runs, theme)
+        if len(runs) > 1:
+            _draw_legend(figure, curves, labels)
+        else:
+            _draw_last_value(axes, chart, curves[0])
+        figure.draw_without_rendering()  # the ticks change with the layout, so it needs a second round
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": "mixlab report"})
+    return buffer.getvalue()
+
+
+def _curves(chart: Chart, runs: list[Run], theme: Theme) -> Iterator[_Curve]:
+    for index, run in enumerate(runs):
+        series, errors = run.series(chart.key), run.series(f"{chart.key}_se")
+        if np.isfinite(series.values).any():
+            line = series.smoothed()[0] if chart.smooth else series.values
+            error = np.array([errors.at(step) for step in series.steps.tolist()])
+            color = theme.runs[index % len(theme.runs)]
+            dashes = DASHES[index // len(theme.runs) % len(DASHES)]
+            later = (other.series(chart.key).values for other in runs[index + 1 :])
+            hiding = sum(np.array_equal(series.values, values, equal_nan=True) for values in later)
+            width = 2.2 + 2.4 * hiding  # a curve below its equals shows at their sides
+            yield _Curve(index, series.tokens, series.values, line, error, color, dashes, width)
+
+
+def _draw_curve(axes: Axes, chart: Chart, curve: _Curve) -> None:
+    if chart.smooth:
+        axes.plot(curve.tokens, curve.values, color=curve.color, linewidth=0.8, alpha=0.3)
+    lower, upper = curve.line - curve.errors, curve.line + curve.errors
+    axes.fill_between(curve.tokens, lower, upper, color=curve.color, alpha=0.2, linewidth=0)
+    few = np.isfinite(curve.line).sum() <= 30  # each evaluation, or a single record, is seen as a dot
+    marker = "o" if few else None
+    axes.plot(
+        curve.tokens,
+        curve.line,
+        curve.dashes,
+        color=curve.color,
+        linewidth=curve.width,
+        marker=marker,
+        markersize=4,
+    )
+    lost = curve.tokens[~np.isfinite(curve.values)]
+    bottom = axes.get_xaxis_transform()
+    axes.plot(lost, np.full(len(lost), 0.03), "x", color=LOST, markersize=6, transform=bottom)
+
+
+def _tokens_axis(axes: Axes, curves: list[_Curve], alone: bool) -> None:
+    last = max(float(np.nanmax(curve.tokens, initial=0.0)) for curve in curves) or 1.0
+    axes.set_xlim(0, last * (1.17 if alone else 1.03))  # room for the last value, written beside the curve
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axes.set_xlabel("tokens", loc="right")
+
+
+def _values_axis(axes: Axes, chart: Chart, curves: list[_Curve], shown: list[float], theme: Theme) -> None:
+    """Limits and ticks. The beginning of a run may leave the picture at the top, where the fall from the
+    untrained model would flatten all that follows; the picture then says where the curves start."""
+    tokens = np.concatenate([curve.tokens for curve in curves])
+    lines = np.concatenate([curve.line for curve in curves])
+    tokens, lines = tokens[np.isfinite(lines)], lines[np.isfinite(lines)]
+    if chart.from_zero:
+        axes.set_ylim(0, max(float(lines.max()) * 1.12, 1e-12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    elif chart.scale == "log":
+        wide = lines.max() > 4 * lines.min()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if wide else MaxNLocator(5))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    else:
+        settled = lines[tokens > (0.05 if len(curves) == 1 else 0.15) * tokens.max()]
+        low = min([float(lines.min()), *shown])
+        high = max([float(settled.max()) if len(settled) else float(lines.max()), *shown])
+        room = (high - low) * 0.14 or 0.1
+        axes.set_ylim(low - room, high + room)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        if lines.max() > high + room:
+            entry = float(tokens[lines < high + room].min())
+            axes.annotate(
+                f"↖ from {lines.max():.2f}", (entry, 0.99), xycoords=axes.get_xaxis_transform(),
+                xytext=(3, 0), textcoords="offset points", va="top", color=theme.soft, fontsize=10,
+            )  # fmt: skip
+
+
+def _references(chart: Chart, runs: list[Run]) -> dict[str, float]:
+    """The first run's baselines in bits per byte."""
+    values = {kind: runs[0].baseline(kind, chart.baselines_of or "") for kind in ("unigram", "bigram")}
+    return {kind: value for kind, value in values.items() if np.isfinite(value)}
+
+
+def _draw_references(axes: Axes, references: dict[str, float], theme: Theme) -> None:
+    low, high = axes.get_ylim()
+    for kind, value in references.items():
+        if not low < value < high:
+            continue
+        axes.axhline(value, color=theme.soft, linestyle=(0, (5, 3)), linewidth=1.2, zorder=1.5)
+        place = {"va": "bottom", "xytext": (0, 2)} if kind == "unigram" else {"va": "top", "xytext": (0, -3)}
+        axes.annotate(
+            f"{kind} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), ha="right",
+            textcoords="offset points", color=theme.soft, fontsize=10, **place,
+        )  # fmt: skip
+
+
+def _draw_last_value(axes: Axes, chart: Chart, curve: _Curve) -> None:
+    end = np.flatnonzero(np.isfinite(curve.line))[-1]
+    value = float(curve.line[end])
+    axes.annotate(
+        _short(value) if chart.from_zero else f"{value:.3f}", (curve.tokens[end], value), xytext=(5, 0),
+        textcoords="offset points", va="bottom" if chart.from_zero else "center", color=curve.color,
+        fontweight="bold", annotation_clip=False,
+    )  # fmt: skip
+
+
+def _draw_stages(axes: Axes, runs: list[Run], theme: Theme) -> None:
+    """Stages as bands with their names; none where the runs' stages differ, as none is true of all then."""
+    plans = [[(str(stage.get("name", "")), stage.get("tokens") or 0) for stage in run.stages] for run in runs]
+    if len(plans[0]) < 2 or any(plan != plans[0] for plan in plans):
+        return
+    first, right = 0.0, axes.get_xlim()[1]
+    for index, (name, tokens) in enumerate(plans[0]):
+        last = min(first + tokens, right)
+        if first >= right:
+            break
+        if index % 2 == 0:
+            axes.axvspan(first, last, color=theme.band, linewidth=0, zorder=0)
+        per_inch = axes.figure.get_figwidth() * 0.85 / right
+        narrow = (last - first) * per_inch < 0.075 * len(name)
+        axes.text(
+            first if narrow else (first + last) / 2, 1.01, name, transform=axes.get_xaxis_transform(),
+            ha="left" if narrow else "center", va="bottom", color=theme.soft, fontsize=10,
+            rotation=30 if narrow else 0, rotation_mode="anchor",
+        )  # fmt: skip
+        first += tokens
+
+
+def _draw_legend(figure: Figure, curves: list[_Curve], labels: list[str]) -> None:
+    handles = [Line2D([], [], color=curve.color, linestyle=curve.dashes, linewidth=2.2) for curve in curves]
+    names = [labels[curve.run] for curve in curves]
+    columns = max(1, min(len(names), int(figure.get_figwidth() / (0.09 * max(map(len, names)) + 0.6))))
+    placeholders = [" "] * len(names)  # named afterwards, as a legend drops labels that begin with "_"
+    legend = figure.legend(
+        handles, placeholders, loc="outside lower left", ncols=columns, frameon=False, fontsize=10.5
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 10 else count(value)
