@@ -1,6 +1,6 @@
 """Which pictures a report has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,10 +25,10 @@ class Chart:
 
 def charts(runs: list[Run]) -> list[Chart]:
     """The general pictures for which at least one run has numbers."""
-    headline = tables.headline_set(runs)
+    headline = tables.headline_set(runs) or ""
     bits = f"Validation bits per byte, {headline}"
     caption = "Shaded: one standard error."
-    if len(runs) == 1:
+    if len(runs) == 1 and np.isfinite(runs[0].baseline("unigram", headline)):
         caption += " Dashed: what counting tokens (unigram) and pairs (bigram) reaches."
     window = max(run.series("train/loss").smoothed()[1] for run in runs)
     means = f"Faint: as recorded. Strong: mean of up to {window} neighbouring records." if window > 1 else ""
@@ -40,7 +40,7 @@ def charts(runs: list[Run]) -> list[Chart]:
         Chart("gradient_norm", "Gradient norm", "train/grad_norm", means, smooth=True, scale="log"),
         Chart("speed", "Tokens per second", speed_key, means, smooth=True, from_zero=True),
     ]
-    return [chart for chart in found if _has_numbers(runs, chart.key)]
+    return [_with_crosses_explained(runs, chart) for chart in found if _has_numbers(runs, chart.key)]
 
 
 def set_charts(runs: list[Run]) -> list[Chart]:
@@ -51,6 +51,11 @@ def set_charts(runs: list[Run]) -> list[Chart]:
         for i, name in enumerate(names)
     ]
     return [chart for chart in found if _has_numbers(runs, chart.key)] if len(names) > 1 else []
+
+
+def _with_crosses_explained(runs: list[Run], chart: Chart) -> Chart:
+    lost = any(not np.isfinite(run.series(chart.key).values).all() for run in runs)
+    return replace(chart, caption=f"{chart.caption} Crosses: not a finite number.".strip()) if lost else chart
 
 
 def _has_numbers(runs: list[Run], key: str) -> bool:

@@ -21,6 +21,7 @@ from mixlab.report.text import count
 
 INCHES = {True: (6.4, 3.9), False: (4.3, 3.1)}  # (width, height) of large and of small charts
 DPI = 200
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks
 LOST = "#d11149"  # marks of values that are not finite
 
 
@@ -78,8 +79,9 @@ def draw(chart: Chart, runs: list[Run], labels: list[str], theme: Theme) -> byte
         figure.suptitle(chart.title, x=0.02, ha="left", fontsize=12.5, fontweight="bold")
         axes = figure.add_subplot()
         axes.grid(axis="y")
-        axes.set_yscale(chart.scale)
         curves = list(_curves(chart, runs, theme))
+        positive = any(np.nanmax(curve.line) > 0 for curve in curves)
+        axes.set_yscale(chart.scale if positive else "linear")
         for curve in curves:
             _draw_curve(axes, chart, curve)
         references = _references(chart, runs)
@@ -107,7 +109,7 @@ def _curves(chart: Chart, runs: list[Run], theme: Theme) -> Iterator[_Curve]:
             dashes = DASHES[index // len(theme.runs) % len(DASHES)]
             later = (other.series(chart.key).values for other in runs[index + 1 :])
             hiding = sum(np.array_equal(series.values, values, equal_nan=True) for values in later)
-            width = 2.2 + 2.4 * hiding  # a curve below its equals shows at their sides
+            width = 2.2 + 2.4 * min(hiding, 2)  # a curve below its equals shows at their sides
             yield _Curve(index, series.tokens, series.values, line, error, color, dashes, width)
 
 
@@ -135,7 +137,7 @@ def _draw_curve(axes: Axes, chart: Chart, curve: _Curve) -> None:
 def _tokens_axis(axes: Axes, curves: list[_Curve], alone: bool) -> None:
     last = max(float(np.nanmax(curve.tokens, initial=0.0)) for curve in curves) or 1.0
     axes.set_xlim(0, last * (1.17 if alone else 1.03))  # room for the last value, written beside the curve
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axes.set_xlabel("tokens", loc="right")
 
@@ -146,25 +148,29 @@ def _values_axis(axes: Axes, chart: Chart, curves: list[_Curve], shown: list[flo
     tokens = np.concatenate([curve.tokens for curve in curves])
     lines = np.concatenate([curve.line for curve in curves])
     tokens, lines = tokens[np.isfinite(lines)], lines[np.isfinite(lines)]
-    if chart.from_zero:
+    if chart.from_zero and lines.min() >= 0:
         axes.set_ylim(0, max(float(lines.max()) * 1.12, 1e-12))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    elif chart.scale == "log":
+    elif axes.get_yscale() == "log":
         wide = lines.max() > 4 * lines.min()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if wide else MaxNLocator(5))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     else:
         settled = lines[tokens > (0.05 if len(curves) == 1 else 0.15) * tokens.max()]
+        if len(settled) < 4 * len(curves):  # too little would be left
+            settled = lines
         low = min([float(lines.min()), *shown])
-        high = max([float(settled.max()) if len(settled) else float(lines.max()), *shown])
+        high = max([float(settled.max()), *shown])
         room = (high - low) * 0.14 or 0.1
         axes.set_ylim(low - room, high + room)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
+        if high > 1e4:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         if lines.max() > high + room:
-            entry = float(tokens[lines < high + room].min())
+            entry = max(curve.tokens[curve.line < high + room].min(initial=np.inf) for curve in curves)
             axes.annotate(
-                f"↖ from {lines.max():.2f}", (entry, 0.99), xycoords=axes.get_xaxis_transform(),
+                f"↖ from {_short(lines.max(), 2)}", (entry, 0.99), xycoords=axes.get_xaxis_transform(),
                 xytext=(3, 0), textcoords="offset points", va="top", color=theme.soft, fontsize=10,
             )  # fmt: skip
 
@@ -192,9 +198,9 @@ def _draw_last_value(axes: Axes, chart: Chart, curve: _Curve) -> None:
     end = np.flatnonzero(np.isfinite(curve.line))[-1]
     value = float(curve.line[end])
     axes.annotate(
-        _short(value) if chart.from_zero else f"{value:.3f}", (curve.tokens[end], value), xytext=(5, 0),
-        textcoords="offset points", va="bottom" if chart.from_zero else "center", color=curve.color,
-        fontweight="bold", annotation_clip=False,
+        _short(value, 0 if chart.from_zero else 3), (curve.tokens[end], value),
+        xytext=(5, 0), textcoords="offset points", va="bottom" if chart.from_zero else "center",
+        color=curve.color, fontweight="bold", annotation_clip=False,
     )  # fmt: skip
 
 
@@ -232,5 +238,8 @@ def _draw_legend(figure: Figure, curves: list[_Curve], labels: list[str]) -> Non
         text.set_text(name)
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 10 else count(value)
+def _short(value: float, digits: int = 0) -> str:
+    """`value` with `digits` decimals, or as a count where it is too large, or without `digits`."""
+    if digits and abs(value) < 1e4:
+        return f"{value:.{digits}f}"
+    return f"{value:.3g}" if abs(value) < 10 else count(float(value))

@@ -181,7 +181,7 @@ def _read_metrics(path: Path, notes: list[str]) -> dict[str, Series]:
     wins. A last line without an end is one being written; other unreadable lines are counted in `notes`."""
     columns: dict[str, dict[int, tuple[float, float]]] = {}
     unreadable = 0
-    for line in path.open("rb") if path.is_file() else ():
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
         try:
             record = json.loads(line)
             step, tokens = int(record["step"]), _number(record.get("tokens"))

@@ -86,7 +86,7 @@ def bars(runs: list[Run], labels: list[str], headline: str | None) -> list[Bar]:
     for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
         rows.append((label, run.evaluated(headline, "bits_per_byte")[0], index))
     rows = [row for row in rows if math.isfinite(row[1])]
-    widest = max((value for _, value, _ in rows), default=1.0)
+    widest = max((value for _, value, _ in rows), default=1.0) or 1.0
     return [Bar(label, decimal(value, 3), value / widest, index) for label, value, index in rows]
 
 
