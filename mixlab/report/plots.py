@@ -19,7 +19,7 @@ from mixlab.report.charts import Chart
 from mixlab.report.runs import Run
 from mixlab.report.text import count
 
-INCHES = {True: (6.4, 3.9), False: (4.3, 3.1)}  # (width, height) of large and of small charts
+INCHES = {True: (5.6, 3.5), False: (4.3, 3.1)}  # (width, height) of large and of small charts
 DPI = 200
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks
 LOST = "#d11149"  # marks of values that are not finite
