@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mixlab.errors import UserError
 from mixlab.model.blockwise import blockwise
 from mixlab.model.sharding import mesh_axes
 
@@ -23,10 +24,16 @@ Array = jax.Array
 def attend(
     q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, kernel: str
 ) -> Array:
-    """Causal attention within segments by the named kernel, a key of KERNELS, or "auto"."""
+    """Causal attention within segments by the named kernel, a key of KERNELS, or "auto". UserError for a
+    kernel that this backend cannot run."""
+    backend = jax.default_backend()
     if kernel == "auto":
         _, length, _, head_dim = q_BxLxHxD.shape
-        kernel = choose_kernel(jax.default_backend(), length, head_dim, q_BxLxHxD.dtype)
+        kernel = choose_kernel(backend, length, head_dim, q_BxLxHxD.dtype)
+    if BACKEND.get(kernel, backend) != backend:
+        raise UserError(
+            f'model.attention = "{kernel}" runs on {BACKEND[kernel]} only, and this is {backend}: set "auto"'
+        )
     return KERNELS[kernel](q_BxLxHxD, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)
 
 
@@ -100,7 +107,9 @@ def triton(
 ) -> Array:
     """The Pallas-Triton kernel, GPU only; `interpret` runs its program on any backend, slowly."""
     mha = _triton_mha()
-    L, H, D = q_BxLxHxD.shape[1:]
+    if mha is None:
+        raise UserError('model.attention = "triton": this jax no longer has the kernel; set "auto"')
+    L, D = q_BxLxHxD.shape[1], q_BxLxHxD.shape[3]
 
     def rows(q: Array, k: Array, v: Array, segments: Array) -> Array:
         k, v = (
@@ -118,6 +127,7 @@ KERNELS: dict[str, Callable[..., Array]] = {
     "splash": splash,
     "triton": triton,
 }
+BACKEND = {"splash": "tpu", "triton": "gpu"}  # the others run anywhere
 
 
 def _triton_mha() -> Callable[..., Array] | None:
@@ -137,8 +147,8 @@ def _padded(*arrays_BxL: Array) -> list[Array]:
 def _on_each_device(
     rows: Callable[..., Array], q: Array, k: Array, v: Array, segments: Array, head_axis: int
 ) -> Array:
-    """Runs a Pallas kernel on every device's own rows and heads. The partitioner cannot look into a kernel, so
-    without this it would gather the whole batch everywhere."""
+    """Runs a Pallas kernel on every device's own rows and heads. The partitioner cannot look into a kernel,
+    so without this it would gather the whole batch everywhere."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return rows(q, k, v, segments)

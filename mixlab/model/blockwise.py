@@ -1,9 +1,9 @@
 """Causal document attention in memory linear in the length, in plain XLA: for any backend.
 
 The score matrix is cut into C x C blocks and only its lower triangle is visited, by one scan over the pairs
-(query block, key block). The forward pass keeps a running maximum and sum a query (online softmax); the backward
-pass recomputes each block's probabilities from the saved log-sum-exp (FlashAttention-2, arXiv 2307.08691).
-"""
+(query block, key block). The forward pass keeps a running maximum and sum a query (online softmax); the
+backward pass recomputes each block's probabilities from the saved log-sum-exp (FlashAttention-2, arXiv
+2307.08691)."""
 
 import functools
 

@@ -134,7 +134,7 @@ def _build(
     for key in overrides:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f"; the keys are {', '.join(known)}"
+            hint = f"; did you mean model.{nearest[0]}?" if nearest else f"; the keys are {', '.join(known)}"
             raise UserError(f"model.{key} does not exist{hint}")
     values = dict(family)
     if size is not None:
@@ -149,16 +149,16 @@ def _build(
             f"model.{missing[0]} is not set: {preset} needs a size ({', '.join(sizes)}), "
             "or layers, d_model and heads"
         )
+    for key in ("d_model", "heads"):  # before anything is derived from them
+        if not isinstance(values[key], int) or values[key] < 1:
+            raise UserError(f"model.{key} = {values[key]!r} must be an int of at least 1")
     d_model, heads = values["d_model"], values["heads"]
-    values.setdefault("kv_heads", heads)
-    if "head_dim" not in values:
-        if d_model % heads:
-            raise UserError(
-                f"model.heads = {heads} must divide model.d_model = {d_model}, or model.head_dim must be set"
-            )
-        values["head_dim"] = d_model // heads
-    values.setdefault("ffn_width", ffn_width(d_model))
-    config = ModelConfig(**values)
+    if "head_dim" not in values and d_model % heads:
+        raise UserError(
+            f"model.heads = {heads} must divide model.d_model = {d_model}, or model.head_dim must be set"
+        )
+    derived = {"kv_heads": heads, "head_dim": d_model // heads, "ffn_width": ffn_width(d_model)}
+    config = ModelConfig(**(derived | values))
     problems = config_problems(config)
     if problems:
         raise UserError("\n".join(problems))

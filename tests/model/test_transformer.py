@@ -1,0 +1,229 @@
+"""The model against NumPy and against itself: every preset, forward and backward."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_transformer
+import pytest
+from flax import nnx
+from tiny import PRESETS, Z_LOSS, loss, packed_rows, random_parameters, tiny, with_parameters
+
+from mixlab.errors import UserError
+from mixlab.model.size import parameter_count
+from mixlab.model.transformer import Transformer
+
+loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+
+
+def flat(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(entry.key) for entry in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def case(request):
+    """A preset in float64: config, parameters, rows, and our loss, nll and gradient."""
+    config = tiny(request.param, compute_dtype="float64")
+    parameters, rows = random_parameters(config), packed_rows(config)
+    with jax.enable_x64(True):
+        (total, nll), gradient = loss_and_gradient(parameters, config, rows)
+    return config, parameters, rows, float(total), np.asarray(nll), flat(gradient)
+
+
+def test_loss_equals_numpy(case):
+    config, parameters, rows, total, nll, _ = case
+    expected, expected_nll = numpy_transformer.loss(parameters, config, rows, Z_LOSS)
+    np.testing.assert_allclose(nll, expected_nll, rtol=1e-10)
+    assert total == pytest.approx(expected, rel=1e-10)
+
+
+def test_gradient_of_every_parameter_equals_finite_differences_of_numpy(case):
+    config, parameters, rows, _, _, gradient = case
+    rng = np.random.default_rng(2)
+    step = 1e-4
+
+    def numpy_loss(name, direction, distance):
+        moved = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                leaf + distance * direction if "/".join(entry.key for entry in path) == name else leaf
+            ),
+            parameters,
+        )
+        return numpy_transformer.loss(moved, config, rows, Z_LOSS)[0]
+
+    for name, value in gradient.items():
+        direction = rng.normal(size=value.shape)
+        direction /= np.linalg.norm(direction)
+        slope = (numpy_loss(name, direction, step) - numpy_loss(name, direction, -step)) / (2 * step)
+        assert np.sum(value * direction) == pytest.approx(slope, rel=1e-5, abs=1e-6), name
+
+
+def test_padding_and_unused_vocabulary_send_no_gradient(case):
+    config, parameters, rows, *_ = case
+    only_in_padding = 60
+    tokens = np.where(rows.segment_ids > 0, rows.tokens % only_in_padding, only_in_padding)
+    rows = rows._replace(tokens=tokens.astype(np.int32), targets=rows.targets % only_in_padding)
+    with jax.enable_x64(True):
+        (_, nll), gradient = loss_and_gradient(parameters, config, rows)
+    gradient = flat(gradient)
+    assert np.isfinite(nll).all()
+    if not config.tied_head:
+        assert not gradient["embedding"][only_in_padding:].any()  # seen in padding only, or never
+    head = gradient["embedding"].T if config.tied_head else gradient["head"]
+    assert not head[:, config.vocab_size :].any()  # padded columns have no probability
+
+
+def test_a_document_does_not_see_its_neighbours(case):
+    config, parameters, rows, _, nll, _ = case
+    first = rows.segment_ids == 1
+    changed = np.where(first, (rows.tokens + 1) % config.vocab_size, rows.tokens)
+    with jax.enable_x64(True):
+        (_, new_nll), _ = loss_and_gradient(parameters, config, rows._replace(tokens=changed))
+    assert not np.equal(new_nll, nll)[first].any()
+    np.testing.assert_array_equal(np.asarray(new_nll)[~first], nll[~first])  # bit for bit
+
+
+@pytest.mark.parametrize(
+    "running",
+    [
+        dict(layer_loop="scan"),
+        dict(layer_loop="scan", remat="full"),
+        dict(layer_loop="unroll", remat="dots"),
+        dict(layer_loop="unroll", attention="blockwise"),
+    ],
+    ids=str,
+)
+def test_how_it_is_run_does_not_change_what_it_computes(running):
+    plain = tiny("olmo2", compute_dtype="float64", layer_loop="unroll")
+    parameters, rows = random_parameters(plain), packed_rows(plain)
+    with jax.enable_x64(True):
+        (total, _), gradient = loss_and_gradient(parameters, plain, rows)
+        (other_total, _), other = loss_and_gradient(parameters, dataclasses.replace(plain, **running), rows)
+    assert float(other_total) == pytest.approx(float(total), rel=1e-12)
+    gradient, other = flat(gradient), flat(other)
+    for name in gradient:
+        np.testing.assert_allclose(other[name], gradient[name], rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+def test_bfloat16_is_close_to_float64(case):
+    config, parameters, rows, _, nll, gradient = case
+    parameters = jax.tree.map(lambda a: a.astype(np.float32), parameters)
+    config = dataclasses.replace(config, compute_dtype="bfloat16")
+    (total, low_nll), low = loss_and_gradient(parameters, config, rows)
+    assert total.dtype == low_nll.dtype == jnp.float32
+    np.testing.assert_allclose(low_nll, nll, atol=0.02 * np.abs(nll).max())
+    # A gradient that is zero by nature (GPT-2's key bias) is pure rounding: hence the floor.
+    floor = 0.05 * np.sqrt(sum(np.sum(value**2) for value in gradient.values()))
+    for name, value in flat(low).items():
+        assert value.dtype == np.float32
+        error = np.linalg.norm(value - gradient[name])
+        assert error < 0.05 * max(np.linalg.norm(gradient[name]), floor), name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_logits_are_cut_to_the_vocabulary_and_agree_with_the_loss(preset):
+    config = tiny(preset)
+    parameters, rows = random_parameters(config, dtype=np.float32), packed_rows(config)
+    model = with_parameters(config, parameters)
+    hidden = model(rows.tokens, rows.segment_ids, rows.positions)
+    logits = model.logits(hidden)
+    assert hidden.shape == (2, 17, 32) and logits.shape == (2, 17, 61) and logits.dtype == jnp.float32
+    assert model.head_DxV().shape == (32, 64)
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    nll = -np.take_along_axis(log_p, rows.targets[..., None], axis=-1)[..., 0]
+    expected = numpy_transformer.loss(jax.tree.map(np.float64, parameters), config, rows)[1]
+    np.testing.assert_allclose(nll, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parameters_are_stacked_float32_and_every_axis_has_a_name(preset):
+    config = tiny(preset)
+    state = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    names = {"vocab", "embed", "heads", "kv_heads", "mlp", "layers", "positions"}
+    for path, variable in nnx.to_flat_state(state):
+        value, axes = variable.get_value(), variable.get_metadata()["out_sharding"]
+        assert value.dtype == jnp.float32
+        assert len(axes) == value.ndim and set(axes) <= names, path
+        assert (axes[0] == "layers") == (path[0] == "blocks"), path
+        if path[0] == "blocks":
+            assert value.shape[0] == config.layers
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == parameter_count(config)
+
+
+def test_layers_start_different_and_repeatably():
+    config = tiny("llama")
+    one, two = (nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(3)))) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    kernel = one["blocks"]["mlp"]["up"]["kernel"]
+    assert not np.equal(kernel[0], kernel[1]).any()
+
+
+def test_rows_longer_than_the_context_are_refused():
+    config = tiny("gpt2", context_length=8)
+    rows = packed_rows(config)
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    with pytest.raises(UserError, match=r"model\.context_length = 8 .* 17 tokens"):
+        nnx.eval_shape(lambda m: m(rows.tokens, rows.segment_ids, rows.positions), model)
+
+
+def test_unsound_settings_are_refused_all_at_once():
+    config = dataclasses.replace(tiny("llama"), kv_heads=3, layers=0)
+    with pytest.raises(UserError) as error:
+        Transformer(config, rngs=nnx.Rngs(0))
+    assert "model.kv_heads = 3" in str(error.value) and "model.layers = 0" in str(error.value)
+
+
+# OLMo 2 specification
+
+
+def test_initial_weights_are_normal_truncated_at_three_sigmas():
+    config = tiny("olmo2", d_model=256, vocab_size=4096)
+    parameters = nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(0))))
+    table = np.asarray(parameters["embedding"])  # a million values
+    assert table.std() == pytest.approx(0.019732, rel=3e-3)
+    assert 0.055 < np.abs(table).max() <= 0.06
+    for name, leaf in flat(parameters).items():
+        if name.endswith("scale"):
+            assert (leaf == 1).all(), name
+        else:
+            assert 0.0185 < leaf.std() < 0.021, name
+
+
+def test_gpt2_starts_residual_projections_smaller():
+    config = tiny("gpt2", d_model=128, layers=8)
+    blocks = flat(nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(0)))["blocks"]))
+    assert blocks["mlp/up/kernel"].std() == pytest.approx(0.02, rel=0.03)
+    for name in ("mlp/down/kernel", "attention/output/kernel"):
+        assert blocks[name].std() == pytest.approx(0.02 / 4, rel=0.03)
+    assert not blocks["mlp/up/bias"].any() and not blocks["attention/query/bias"].any()
+
+
+def output(config, parameters, rows):
+    return with_parameters(config, parameters)(rows.tokens, rows.segment_ids, rows.positions)
+
+
+def test_a_block_whose_output_projections_are_zero_is_the_identity():
+    config = tiny("olmo2")
+    parameters, rows = random_parameters(config, dtype=np.float32), packed_rows(config)
+    for projection in (("attention", "output"), ("mlp", "down")):
+        parameters["blocks"][projection[0]][projection[1]]["kernel"] *= 0
+    embedded = jnp.asarray(parameters["embedding"])[rows.tokens]
+    only_norm = with_parameters(config, parameters).final_norm(embedded)
+    np.testing.assert_array_equal(output(config, parameters, rows), only_norm)
+
+
+@pytest.mark.parametrize("projection", ["query", "key"])
+def test_qk_norm_makes_the_scale_of_a_projection_immaterial(projection):
+    config = tiny("olmo2")
+    parameters, rows = random_parameters(config, dtype=np.float32), packed_rows(config)
+    before = output(config, parameters, rows)
+    parameters["blocks"]["attention"][projection]["kernel"] *= 7
+    np.testing.assert_allclose(output(config, parameters, rows), before, atol=1e-4)
+    without = dataclasses.replace(config, qk_norm=False)
+    for norm in ("query_norm", "key_norm"):
+        del parameters["blocks"]["attention"][norm]
+    scaled = output(without, parameters, rows)
+    parameters["blocks"]["attention"][projection]["kernel"] /= 7
+    assert np.abs(output(without, parameters, rows) - scaled).max() > 0.1
