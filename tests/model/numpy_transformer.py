@@ -1,8 +1,8 @@
-"""The transformer and its loss once more, in plain NumPy and float64: one document at a time, one head at a time.
+"""The transformer and its loss once more, in plain NumPy and float64: one document at a time, one head at a
+time.
 
-Written from the papers, to be read rather than run fast. It takes the parameters as the pure nested dict that a
-checkpoint holds.
-"""
+Written from the papers, to be read rather than run fast. It takes the parameters as the pure nested dict that
+a checkpoint holds."""
 
 import numpy as np
 

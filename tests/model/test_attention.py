@@ -43,8 +43,8 @@ def inputs(length, heads, kv_heads, documents, head_dim=16, seed=0):
     return q, k, v, segments, d_out
 
 
-# Grouped queries, a length that is no multiple of any block, documents that end inside, at and across blocks of
-# 32, a document of one token, padding at the end, a row that is all padding, a row of one document.
+# Grouped queries, a length that is no multiple of any block, documents that end inside, at and across blocks
+# of 32, a document of one token, padding at the end, a row that is all padding, a row of one document.
 ODD = inputs(83, heads=4, kv_heads=2, documents=[[30, 1, 33, 7], [83], []])
 
 

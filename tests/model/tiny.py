@@ -68,7 +68,8 @@ def loss(parameters, config, rows):
 
 
 def packed_rows(config, seed=1):
-    """Two rows of 17 tokens: documents of 6, 1 and 7 then padding; one document of 17 without weight at first."""
+    """Two rows of 17 tokens: documents of 6, 1 and 7 then padding; one document of 17 without weight at
+    first."""
     rng = np.random.default_rng(seed)
     lengths = [[6, 1, 7], [17]]
     segments, positions = np.zeros((2, 17), np.int32), np.zeros((2, 17), np.int32)

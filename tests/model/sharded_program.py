@@ -1,0 +1,65 @@
+"""Run by test_sharding.py in a process of its own, because it needs eight simulated devices."""
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+import functools  # noqa: E402
+
+import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
+from jax.sharding import NamedSharding  # noqa: E402
+from test_attention import inputs  # noqa: E402
+from tiny import loss, packed_rows, random_parameters, tiny  # noqa: E402
+
+from mixlab.model import attention  # noqa: E402
+from mixlab.model.transformer import Transformer  # noqa: E402
+from mixlab.parallel import mesh as meshes  # noqa: E402
+from mixlab.parallel import rules  # noqa: E402
+
+
+def check_model(mesh):
+    """The loss and gradients on a 2 x 2 x 2 mesh are those of one device, and keep the parameters'
+    shardings."""
+    config = tiny("olmo2", layer_loop="scan")
+    parameters, rows = random_parameters(config, dtype=np.float32), packed_rows(config)
+    rows = jax.tree.map(lambda a: np.concatenate([a, a[:, ::-1]]), rows)  # four rows for four shards
+    run = jax.value_and_grad(loss, has_aux=True)
+    expected = jax.jit(run, static_argnums=1)(parameters, config, rows)
+    _, abstract = meshes.abstract_params(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    shardings = meshes.param_shardings(abstract, mesh)
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(rules.RULES.items())):
+        placed = jax.device_put(parameters, shardings)
+        rows = meshes.global_batch(mesh, rows, 4)
+        got = jax.jit(run, static_argnums=1)(placed, config, rows)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    gradient = got[1]["blocks"]["mlp"]["up"]["kernel"]
+    assert not gradient.sharding.is_fully_replicated
+
+
+def check_kernels(mesh):
+    """Pallas kernels run on each device's own rows and heads: nothing is gathered."""
+    for heads, kv_heads in ((4, 2), (2, 1)):  # one key head cannot be divided: heads stay whole
+        arguments = inputs(40, heads, kv_heads, documents=[[30, 10], [40], [5, 5, 20], [1, 39]])
+        expected = attention.dense(*arguments[:4])
+        for kernel in (attention.splash, attention.triton):
+            run = jax.jit(functools.partial(kernel, interpret=True))
+            with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(rules.RULES.items())):
+                spec = rules.spec(("batch", None, "heads" if kv_heads == 2 else None, None))
+                place = functools.partial(jax.device_put, device=NamedSharding(mesh, spec))
+                placed = [place(a) for a in arguments[:3]]
+                segments = jax.device_put(arguments[3], meshes.batch_sharding(mesh))
+                compiled = run.lower(*placed, segments).compile()
+                out = compiled(*placed, segments)
+            np.testing.assert_allclose(out, expected, atol=2e-5)
+            assert "all-gather" not in compiled.as_text()
+            assert out.sharding.is_equivalent_to(NamedSharding(mesh, spec), 4)
+
+
+if __name__ == "__main__":
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
+    check_model(mesh)
+    check_kernels(mesh)
+    print("sharded: ok")
