@@ -1,0 +1,61 @@
+"""Checksums of arrays, computed where they lie.
+
+Each is a sum over the elements of (raw bits x an odd multiplier drawn from the element's flat index), modulo
+2^32: the order of summation, and so the mesh, does not matter; and a change of one element is always noticed,
+because an odd multiplier times a difference that is not zero is not zero.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SALTS = (0x9E3779B9, 0x7F4A7C15)  # two sums an array
+
+
+def checksums(tree) -> dict[str, list[int]]:
+    """{"params/blocks/up/kernel": [sum, sum], ...} for every array of the tree, as Python integers. Blocks
+    until the arrays are there. In several processes, a collective: every process calls it and gets the same
+    answer."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = ["/".join(str(entry.key) for entry in path) for path, _ in leaves]
+    arrays = [leaf for _, leaf in leaves]
+    sums = np.asarray(jax.device_get(_jitted(_place(arrays))(arrays)))
+    return dict(zip(names, sums.tolist(), strict=True))
+
+
+def _place(arrays):
+    """Replicated over the mesh, so that each process can read the answer; None on a single device."""
+    for array in arrays:
+        if isinstance(array.sharding, jax.sharding.NamedSharding):
+            return jax.sharding.NamedSharding(array.sharding.mesh, jax.sharding.PartitionSpec())
+    return None
+
+
+@functools.cache
+def _jitted(place):
+    return jax.jit(lambda arrays: jnp.stack([_checksum(x) for x in arrays]), out_shardings=place)
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    """uint32 [2] of one array of any shape and any dtype of 1, 2, 4 or 8 bytes."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    size = x.dtype.itemsize
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]  # 8 bytes: a last axis of 2
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+        stride = math.prod(bits.shape[axis + 1 :]) % 2**32
+        index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
+    return jnp.stack([jnp.sum(bits * _odd(index, salt), dtype=jnp.uint32) for salt in SALTS])
+
+
+def _odd(index: jax.Array, salt: int) -> jax.Array:
+    """An odd number scattered over the 32-bit integers (the finaliser of MurmurHash3, made odd)."""
+    h = index + jnp.uint32(salt)
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return (h ^ (h >> 16)) | jnp.uint32(1)
