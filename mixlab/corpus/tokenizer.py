@@ -94,7 +94,7 @@ class Tokenizer:
         kinds = set(_types(json.loads(self.definition)))
         if "ByteLevel" not in kinds and not kinds & {"Metaspace", "ByteFallback"}:
             raise UserError(
-                f"tokenizer {self.name}: bytes per token are defined for byte-level BPE and for SentencePiece "
+                f"tokenizer {self.name}: bytes per token are known for byte-level BPE and SentencePiece "
                 f"models only (not {', '.join(sorted(kinds)) or 'words'}); take another tokenizer"
             )
         added = self._model.get_added_tokens_decoder()

@@ -1,9 +1,11 @@
 """TokenStore: what is written is what is read, piece by piece; damage is told by file."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,9 +116,9 @@ def test_another_process_reads_a_pickled_store(made, tmp_path):
     assert len(pickled) < 20_000
     (tmp_path / "store.pickle").write_bytes(pickled)
     code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))[2].tolist())"
-    shown = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "store.pickle"], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, tmp_path / "store.pickle"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert json.loads(shown.stdout) == documents[2].tolist()
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from mixlab.corpus import tokenizer as T
 from mixlab.errors import UserError
 
+ROOT = str(Path(__file__).parents[2])
 TEXTS = [f"The number {i} follows {i - 1}; été, 漢字 and\n\tcode_{i % 7} = {i}." for i in range(300)]
 BPE = T.train_bpe(TEXTS, 400)
 BYTES = T.load("bytes")
@@ -64,16 +67,13 @@ def test_training_is_deterministic_across_processes_and_orders():
         "import hashlib; from mixlab.corpus.tokenizer import train_bpe;"
         f"print(hashlib.sha256(train_bpe({TEXTS[::-1]!r}, 400).definition.encode()).hexdigest())"
     )
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"RAYON_NUM_THREADS": n},
-        ).stdout
-        for n in ("1", "3")
-    }
+    hashes = set()
+    for threads in ("1", "3"):
+        environment = {**os.environ, "PYTHONPATH": ROOT, "RAYON_NUM_THREADS": threads}
+        command = [sys.executable, "-c", code]
+        hashes.add(
+            subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        )
     assert hashes == {hashlib.sha256(BPE.definition.encode()).hexdigest() + "\n"}
 
 
