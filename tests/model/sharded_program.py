@@ -29,7 +29,7 @@ def check_model(mesh):
     expected = jax.jit(run, static_argnums=1)(parameters, config, rows)
     _, abstract = meshes.abstract_params(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     shardings = meshes.param_shardings(abstract, mesh)
-    with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(rules.RULES.items())):
+    with jax.set_mesh(mesh):
         placed = jax.device_put(parameters, shardings)
         rows = meshes.global_batch(mesh, rows, 4)
         got = jax.jit(run, static_argnums=1)(placed, config, rows)
@@ -46,7 +46,7 @@ def check_kernels(mesh):
         expected = attention.dense(*arguments[:4])
         for kernel in (attention.splash, attention.triton):
             run = jax.jit(functools.partial(kernel, interpret=True))
-            with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(rules.RULES.items())):
+            with jax.set_mesh(mesh):
                 spec = rules.spec(("batch", None, "heads" if kv_heads == 2 else None, None))
                 place = functools.partial(jax.device_put, device=NamedSharding(mesh, spec))
                 placed = [place(a) for a in arguments[:3]]

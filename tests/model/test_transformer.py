@@ -1,6 +1,7 @@
 """The model against NumPy and against itself: every preset, forward and backward."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,16 @@ from mixlab.model.size import parameter_count
 from mixlab.model.transformer import Transformer
 
 loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initialise(config, key):
+    return nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(key))))
+
+
+def initial_parameters(config, seed=0):
+    """As training makes them: in one compiled call."""
+    return initialise(config, jax.random.key(seed))
 
 
 def flat(tree):
@@ -154,9 +165,11 @@ def test_parameters_are_stacked_float32_and_every_axis_has_a_name(preset):
 
 def test_layers_start_different_and_repeatably():
     config = tiny("llama")
-    one, two = (nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(3)))) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
-    kernel = one["blocks"]["mlp"]["up"]["kernel"]
+    one, two, other = (flat(initial_parameters(config, seed)) for seed in (3, 3, 4))
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+        assert name.endswith("scale") or not np.array_equal(one[name], other[name])
+    kernel = one["blocks/mlp/up/kernel"]
     assert not np.equal(kernel[0], kernel[1]).any()
 
 
@@ -180,7 +193,7 @@ def test_unsound_settings_are_refused_all_at_once():
 
 def test_initial_weights_are_normal_truncated_at_three_sigmas():
     config = tiny("olmo2", d_model=256, vocab_size=4096)
-    parameters = nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(0))))
+    parameters = initial_parameters(config)
     table = np.asarray(parameters["embedding"])  # a million values
     assert table.std() == pytest.approx(0.019732, rel=3e-3)
     assert 0.055 < np.abs(table).max() <= 0.06
@@ -193,7 +206,7 @@ def test_initial_weights_are_normal_truncated_at_three_sigmas():
 
 def test_gpt2_starts_residual_projections_smaller():
     config = tiny("gpt2", d_model=128, layers=8)
-    blocks = flat(nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(0)))["blocks"]))
+    blocks = flat(initial_parameters(config)["blocks"])
     assert blocks["mlp/up/kernel"].std() == pytest.approx(0.02, rel=0.03)
     for name in ("mlp/down/kernel", "attention/output/kernel"):
         assert blocks[name].std() == pytest.approx(0.02 / 4, rel=0.03)

@@ -1,5 +1,6 @@
 """Small models, parameters and batches shared by the tests of this folder."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 
 from mixlab.model.presets import gpt2, llama, olmo2
 from mixlab.model.transformer import Transformer
+from mixlab.parallel.mesh import abstract_params
 from mixlab.training.loss import cross_entropy
 
 PRESETS = {"gpt2": gpt2, "llama": llama, "olmo2": olmo2}
@@ -32,23 +34,26 @@ def tiny(preset, **overrides):
     return PRESETS[preset](**(values | overrides))
 
 
+@functools.cache
+def abstract(config):
+    """(graph definition, abstract parameters)"""
+    return abstract_params(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+
+
 def random_parameters(config, seed=0, dtype=np.float64):
     """A pure nested dict with nothing left at its special initial value: scales are not 1, biases not 0."""
-    state = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):
         mean = 1.0 if path[-1].key == "scale" else 0.0
         return (mean + 0.2 * rng.normal(size=leaf.shape)).astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(state))
+    return jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(abstract(config)[1]))
 
 
 def with_parameters(config, parameters):
     """The model with these parameters, a pure nested dict."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    nnx.replace_by_pure_dict(state, parameters)
-    return nnx.merge(graph, state)
+    return nnx.merge(abstract(config)[0], parameters)
 
 
 def loss(parameters, config, rows):
