@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mixlab.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Dense bfloat16 FLOP/s of one device, as the vendors state them; the first name found in `device_kind` counts.
+# Dense bfloat16 FLOP/s of one device, as vendors state it; the first name found in `device_kind` counts.
 PEAK_FLOPS = (
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -38,7 +39,8 @@ PEAK_FLOPS = (
 
 def peak_flops(device: jax.Device) -> float | None:
     """Dense bfloat16 FLOP/s of the device; None where it is not known (a CPU, an unlisted model)."""
-    return next((peak for name, peak in PEAK_FLOPS if name.lower() in device.device_kind.lower()), None)
+    kind = device.device_kind
+    return next((peak for name, peak in PEAK_FLOPS if re.search(rf"\b{name}\b", kind, re.IGNORECASE)), None)
 
 
 def mfu(flops_per_token: float, tokens_per_second: float, devices: list[jax.Device]) -> float | None:
@@ -185,11 +187,12 @@ def _tensorboard_writer(directory: Path, first_step: int):
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "tensorboard: the package tensorboardX is not installed; pip install 'mixlab[tensorboard]', or turn it off"
+            "tensorboard: the package tensorboardX is not installed; pip install 'mixlab[tensorboard]', "
+            "or turn it off"
         ) from error
-    return SummaryWriter(
-        str(directory), purge_step=first_step
-    )  # viewers drop an earlier attempt's later points
+    # purge_step: viewers drop what an earlier attempt wrote beyond it. The suffix keeps two attempts that
+    # begin within one second from sharing a file.
+    return SummaryWriter(str(directory), purge_step=first_step, filename_suffix=f".{first_step}")
 
 
 def _wandb_run(workdir: Path):
