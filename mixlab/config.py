@@ -80,9 +80,9 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """console_every_steps: a progress line at its multiples.   tensorboard, wandb: write there too, besides metrics.jsonl."""
+    """console_every_seconds: a progress line at most so often (a terminal has one that is redrawn).   tensorboard, wandb: write there too, besides metrics.jsonl."""
 
-    console_every_steps: int = 10
+    console_every_seconds: float = 10.0
     tensorboard: bool = False
     wandb: bool = False
 
@@ -137,8 +137,21 @@ def load(spec: str, overrides: list[str]) -> Config:
 
     Raises UserError naming every problem at once: unknown keys with the nearest one, wrong types, impossible values.
     """
+    return _load(spec, plain(_call(spec)), overrides)
+
+
+def load_json(path: Path, overrides: list[str]) -> Config:
+    """As `load`, from a run's config.json."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name the folder of a run") from None
+    return _load(str(path), values, overrides)
+
+
+def _load(spec: str, values: dict, overrides: list[str]) -> Config:
     problems: list[str] = []
-    config = _build(Config, plain(_call(spec)), "", problems)
+    config = _build(Config, values, "", problems)
     if not problems and overrides:
         values = plain(config)  # with the defaults, so that an override finds every key
         for override in overrides:
@@ -178,7 +191,7 @@ def check(config: Config) -> list[str]:
         (1, "checkpoint", ("every_steps", "keep_last", "keep_every_steps")),
         (1, "evaluation", ("tokens_per_domain", "rows")),
         (0, "evaluation", ("every_steps", "sample_tokens", "sample_temperature")),
-        (1, "logging", ("console_every_steps",)),
+        (0, "logging", ("console_every_seconds",)),
         (1, "loader", ("prefetch_batches",)),
         (0, "loader", ("threads", "workers")),
         (0, "training", ("z_loss",)),

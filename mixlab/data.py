@@ -1,13 +1,12 @@
 """From a configuration to what is read: stores, tokenizer, the stream, and the documents held out from it."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mixlab.config import Config
 from mixlab.corpus import embedded
+from mixlab.corpus.cache import cache_folder
 from mixlab.corpus.store import TokenStore
 from mixlab.corpus.tokenizer import Tokenizer, load
 from mixlab.errors import UserError
@@ -25,12 +24,6 @@ class Data:
     tokenizer: Tokenizer
     stream: Stream
     held_out: dict[str, tuple[TokenStore, np.ndarray]]
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be made again: $MIXLAB_CACHE, else mixlab in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MIXLAB_CACHE") or Path(base) / "mixlab")
 
 
 def open_data(config: Config) -> Data:

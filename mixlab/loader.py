@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
 from mixlab.config import LoaderConfig
 from mixlab.stream import Stream
@@ -34,6 +35,7 @@ def batches(
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch_batches)
     dataset = source.to_iter_dataset(options)
     if config.workers:
+        flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which no absl app parses here
         per_worker = max(1, config.prefetch_batches // config.workers)
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker))
     return zip(range(first_step, len(stream)), dataset, strict=True)

@@ -1,0 +1,66 @@
+"""Scores a checkpoint of a run on its held-out documents, on its own.
+
+python -m mixlab.evaluate --workdir=RUN_DIR [--step=N] [--config.evaluation.KEY=VALUE ...] [--json]
+
+The run's own configuration is used. The numbers go to standard output; the run's folder is not touched.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from mixlab import errors
+from mixlab.cli import Parser
+from mixlab.errors import UserError
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__.splitlines()[0], with_config=False)
+    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN_DIR", help="the run's folder")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint; the newest good one when left out")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    flags, overrides = parser.parse(arguments)
+    strangers = [o for o in overrides if not o.startswith(("--config.evaluation.", "--config.mesh."))]
+    if strangers:
+        raise UserError(f"{strangers[0]}: only --config.evaluation.* and --config.mesh.* may differ from the run's")
+    path = flags.workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"--workdir={flags.workdir}: has no config.json; name the folder of a run")
+    from mixlab import config as configs
+
+    config = configs.load_json(path, overrides)
+    step, metrics = evaluate_checkpoint(config, flags.workdir, flags.step)
+    if flags.json:
+        print(json.dumps({"step": step} | metrics, indent=2))
+        return
+    print(f"step {step}\n{'set':<24}{'loss':>10}{'± se':>9}{'bits/byte':>12}{'± se':>9}{'tokens':>10}")
+    for name in dict.fromkeys(key.split("/")[1] for key in metrics):
+        row = [metrics.get(f"eval/{name}/{key}") for key in ("loss", "loss_se", "bits_per_byte", "bits_per_byte_se")]
+        tokens = metrics.get(f"eval/{name}/tokens", "")
+        print(f"{name:<24}{row[0]:>10.4f}{row[1]:>9.4f}{row[2]:>12.4f}{row[3]:>9.4f}{tokens:>10}")
+
+
+def evaluate_checkpoint(config, workdir: Path, step: int | None = None) -> tuple[int, dict[str, float]]:
+    """(step, eval/* metrics) of a checkpoint of the run in `workdir`: `step`, or the newest that verifies."""
+    import jax
+
+    from mixlab.data import open_data
+    from mixlab.evals.evaluation import Evaluation
+    from mixlab.parallel.mesh import make_mesh
+    from mixlab.training.checkpoint import Checkpoints
+    from mixlab.training.optimizer import make_optimizer
+    from mixlab.training.state import plan_state
+
+    data = open_data(config)
+    mesh = make_mesh(config.mesh)
+    layout = plan_state(config.model, make_optimizer(config.optimizer), mesh)
+    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore_params(layout.abstract["params"], step)
+        if found is None:
+            raise UserError(f"{workdir}: has no checkpoint yet; train first")
+        params, meta = found
+        return meta["step"], Evaluation(config, data, layout).scores(params)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

@@ -1,0 +1,34 @@
+"""Trains the run that a configuration describes, or goes on with it.
+
+python -m mixlab.train --config=configs/quickstart.py [--workdir=DIR] [--config.KEY=VALUE ...]
+
+Exit codes: 0 the run is complete; 2 something to put right, told in one message; 3 the loss diverged and the configuration
+says stop; 75 asked to stop (SIGTERM or Ctrl-C) and saved: run the same command again to go on.
+"""
+
+import sys
+from pathlib import Path
+
+from mixlab import errors
+from mixlab.cli import Parser
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="the run's folder; default runs/<name>")
+    parser.add_argument(
+        "--allow-change",
+        default="",
+        metavar="KEY[,KEY]",
+        help="keys that differ on purpose from the run in the folder, for example stages.0.steps",
+    )
+    flags, config = parser.parse_config(arguments)
+    from mixlab.data import open_data  # after the flags: a mistake there is told at once
+    from mixlab.training.loop import train
+
+    allowed = tuple(key for key in flags.allow_change.split(",") if key)
+    return train(config, open_data(config), flags.workdir or Path("runs") / config.name, allowed)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

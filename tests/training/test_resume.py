@@ -1,0 +1,174 @@
+"""Real processes, really killed: what a run reads, computes and writes must not show it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mixlab.corpus import tokenizer
+from mixlab.corpus.writer import finalise, write_shard
+from mixlab.errors import EXIT_PREEMPTED
+from mixlab.training.checkpoint import Checkpoints
+
+STEPS = 40
+CONFIG = """
+from mixlab.model.presets import llama
+
+def get_config(arg=""):
+    return dict(
+        name="resumed",
+        sources={{"text": {{"store": {store!r}}}}},
+        model=llama(layers=2, d_model=32, heads=2, vocab_size=259, context_length=32),
+        stages=[dict(name="main", steps={steps}, sequence_length=32, tokens_per_step=128)],
+        schedule=dict(kind="cosine", peak=3e-3, warmup_steps=5),
+        checkpoint=dict(every_steps=7, keep_last=2),
+        evaluation=dict(every_steps=10, tokens_per_domain=600, rows=4, sample_tokens=4),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a store of 1,600 tokens (an epoch is 12 steps), a config of it, and compiled programs."""
+    folder = tmp_path_factory.mktemp("resume")
+    letters = tokenizer.load("bytes")
+    rng = np.random.default_rng(0)
+    words = [bytes(rng.integers(97, 123, rng.integers(2, 8))).decode() for _ in range(40)]
+    texts = [" ".join(rng.choice(words, rng.integers(5, 20))) for _ in range(30)]
+    rows = [
+        {"id": f"doc-{i}", "split": "validation" if i % 7 == 0 else "train", "bytes": len(t), "domain": "ab"[i % 2]}
+        for i, t in enumerate(texts)
+    ]
+    shard = write_shard(folder / "store", 0, letters.encode_batch(texts), rows, ["domain"], letters.vocab_size)
+    finalise(folder / "store", letters, [shard], {})
+    (folder / "config.py").write_text(CONFIG.format(store=str(folder / "store"), steps=STEPS))
+    return folder
+
+
+def start(place, workdir, *flags):
+    command = [sys.executable, "-m", "mixlab.train", f"--config={place / 'config.py'}", f"--workdir={workdir}", *flags]
+    environment = os.environ | {"MIXLAB_CACHE": str(place / "cache"), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place
+    )
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def records(workdir: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+
+
+def weights(workdir: Path) -> dict:
+    """Checksums of every array of the last checkpoint, parameters and optimiser alike."""
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        assert max(checkpoints.steps()) == STEPS
+        return checkpoints.meta(STEPS)["arrays"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place):
+    workdir = place / "uninterrupted"
+    finish(start(place, workdir))
+    return workdir
+
+
+def wait_for_step(process, workdir, step):
+    while process.poll() is None:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and path.read_text().count("\n") > step:
+            return
+        time.sleep(0.005)
+
+
+def test_the_uninterrupted_run_is_whole(uninterrupted):
+    lines = records(uninterrupted)
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert [line["tokens"] for line in lines] == [128 * step for step in range(STEPS + 1)]
+    assert lines[-1]["train/loss"] < 0.9 * lines[1]["train/loss"]
+    assert [line["step"] for line in lines if "eval/macro/bits_per_byte" in line] == [0, 10, 20, 30, 40]
+    assert {"eval/a/loss", "eval/b/loss", "eval/micro/loss_se"} <= lines[-1].keys()
+    for name in ("config.json", "plan.json", "run.json", "samples.json", "baselines.json", "report/index.html"):
+        assert (uninterrupted / name).stat().st_size > 0
+    assert json.loads((uninterrupted / "run.json").read_text())["exit"] == "complete"
+
+
+def test_killed_twice_at_random_moments_it_is_the_same_run(place, uninterrupted):
+    """A resume, and a resume of a resume, across epoch boundaries (every 12 steps)."""
+    workdir = place / "killed"
+    moments = np.random.default_rng(int.from_bytes(os.urandom(4), "little")).integers(3, STEPS - 2, 2)
+    for step in sorted(moments.tolist()):
+        process = start(place, workdir)
+        wait_for_step(process, workdir, step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(start(place, workdir))
+    assert records(workdir) == records(uninterrupted), f"killed after steps {sorted(moments)}"
+    assert weights(workdir) == weights(uninterrupted)
+
+
+def test_asked_to_stop_it_saves_says_so_and_goes_on(place, uninterrupted):
+    workdir = place / "stopped"
+    process = start(place, workdir)
+    wait_for_step(process, workdir, 15)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, EXIT_PREEMPTED)
+    assert "run the same command again" in output
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert records(workdir)[-1]["step"] == saved < STEPS  # nothing done is lost
+    finish(start(place, workdir))
+    assert records(workdir) == records(uninterrupted) and weights(workdir) == weights(uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_passed_over(place, uninterrupted):
+    workdir = place / "damaged"
+    process = start(place, workdir)
+    wait_for_step(process, workdir, 30)
+    process.kill()
+    process.communicate()
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    newest = max((p for p in (workdir / "checkpoints" / str(steps[-1]) / "params").rglob("*") if p.is_file()),
+                 key=lambda p: p.stat().st_size)  # fmt: skip
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    output = finish(start(place, workdir))
+    assert f"checkpoint of step {steps[-1]}" in output and "falling back" in output
+    assert records(workdir) == records(uninterrupted) and weights(workdir) == weights(uninterrupted)
+
+
+def test_a_complete_run_stays_as_it_is(place, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    finish(start(place, uninterrupted))
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_or_corpus_is_refused_with_the_difference(place, uninterrupted):
+    output = finish(start(place, uninterrupted, "--config.seed=1", "--config.optimizer.b2=0.9"), 2)
+    assert "seed: was 0, is now 1" in output and "optimizer.b2: was 0.95, is now 0.9" in output
+    assert "--allow-change=seed,optimizer.b2" in output and "Traceback" not in output
+    assert json.loads((uninterrupted / "config.json").read_text())["seed"] == 0
+
+
+def test_a_change_that_is_meant_goes_on(place, uninterrupted):
+    workdir = place / "extended"
+    finish(start(place, workdir, "--config.stages.0.steps=20"))
+    output = finish(start(place, workdir, "--config.stages.0.steps=22"), 2)
+    assert "stages.0.steps: was 20, is now 22" in output
+    finish(start(place, workdir, "--config.stages.0.steps=22", "--allow-change=stages.0.steps"))
+    assert [line["step"] for line in records(workdir)] == list(range(23))
+    changes = json.loads((workdir / "run.json").read_text())["changes"]
+    assert [(c["key"], c["from"], c["to"]) for c in changes] == [("stages.0.steps", 20, 22)]
+    finish(start(place, workdir, "--config.stages.0.steps=22", "--config.evaluation.every_steps=5"))  # a free key
