@@ -121,7 +121,7 @@ def batches_per_cycle(
     shares = {
         "natural": [Fraction(tokens[length]) for length in lengths],
         "equal": [Fraction(1) for _ in lengths],
-        "custom": [Fraction(share) for share in config.shares],
+        "custom": [Fraction(str(share)) for share in config.shares],  # 0.1 is a tenth
     }[config.mixture]
     empty = [length for length, share in zip(lengths, shares, strict=True) if share and not tokens[length]]
     if empty or not any(shares):
@@ -150,7 +150,7 @@ def steps_without_repeats(config: CurriculumConfig, tokens: dict[int, int], toke
     most = [tokens[length] // (tokens_per_step * config.cycles) for length in lengths]
     if config.mixture == "natural":
         return sum(most) * config.cycles
-    shares = [Fraction(share) for share in (config.shares or [1] * len(lengths))]
+    shares = [Fraction(str(share)) for share in (config.shares or [1] * len(lengths))]
     scale = min(Fraction(n) / share for n, share in zip(most, shares, strict=True) if share)
     return int(scale * sum(shares)) * config.cycles
 
@@ -168,8 +168,8 @@ class Curriculum:
         cycles = [_cycle(config, counts, cycle_seed) for cycle_seed in dict.fromkeys(seeds)]
         self._buckets = np.tile(cycles[0], config.cycles) if config.same_order else np.concatenate(cycles)
         if config.longest_first and len(self._buckets):
-            first = np.argmax(self._buckets == self._buckets.max())
-            self._buckets[[0, first]] = self._buckets[[first, 0]]
+            swapped = np.array([0, np.argmax(self._buckets == self._buckets.max())])
+            self._buckets[swapped] = self._buckets[swapped[::-1]]
         self._steps = np.argsort(self._buckets, kind="stable").astype(np.uint32)  # by bucket, then by step
         self._firsts = np.concatenate([[0], np.cumsum(np.multiply(counts, config.cycles))]).astype(np.int64)
 
@@ -209,14 +209,17 @@ class Curriculum:
         return self._steps[self._firsts[bucket] : self._firsts[bucket + 1]]
 
 
-def subcycle_odds(odds: Literal["grow_linear", "grow_p2"], bucket: int, buckets: int) -> list[int]:
-    """One number a sub-cycle, for bucket number `bucket` from the shortest (OLMo-core's growth curricula)."""
+def subcycle_odds(odds: str, bucket: int, buckets: int) -> list[int]:
+    """One number a sub-cycle, for bucket number `bucket` from the shortest (OLMo-core's growth curricula).
+
+    odds: "grow_linear" or "grow_p2".
+    """
     start = buckets - bucket
     exponents = [start + c if start + c <= buckets else start - (start + c) % buckets for c in range(buckets)]
     return exponents if odds == "grow_linear" else [2 ** (exponent - 1) for exponent in exponents]
 
 
-def subcycle_batches(odds: Literal["grow_linear", "grow_p2"], batches: list[int]) -> list[list[int]]:
+def subcycle_batches(odds: str, batches: list[int]) -> list[list[int]]:
     """Batches [sub-cycle][bucket] of a cycle that has `batches` [bucket].
 
     OLMo-core rounds each share to the nearest and gives what is missing to the last sub-cycle, which fails when

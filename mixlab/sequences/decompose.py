@@ -77,7 +77,7 @@ def decompose(
     """
     sizes = bucket_lengths(min_length, max_length)
     kinds = [np.min_scalar_type(int(values.max(initial=0))) for values in (documents, lengths)]
-    parts: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {size: [] for size in sizes}
+    parts = {size: [(np.zeros(0, kinds[0]), np.zeros(0, kinds[1]))] for size in sizes}
     for first in range(0, len(lengths), BLOCK):
         block = documents[first : first + BLOCK]
         virtual = lengths[first : first + BLOCK]
@@ -90,7 +90,7 @@ def decompose(
         for size, which, starts in pieces:
             parts[size].append((block[which].astype(kinds[0]), starts.astype(kinds[1])))
 
-    columns = {size: [np.concatenate([part[c] for part in parts[size]] or [[]]) for c in (0, 1)] for size in sizes}
+    columns = {size: [np.concatenate([part[c] for part in parts[size]]) for c in (0, 1)] for size in sizes}
     counts = {size: len(columns[size][0]) for size in sizes}
     read = sum(size * count for size, count in counts.items())
     target_only = {
@@ -102,8 +102,8 @@ def decompose(
     offsets = np.arange(max(counts.values()) + 1, dtype=np.int64)
     return {
         size: SequenceIndex(
-            documents=columns[size][0].astype(kinds[0], copy=False),
-            starts=columns[size][1].astype(kinds[1], copy=False),
+            documents=columns[size][0],
+            starts=columns[size][1],
             lengths=np.broadcast_to(np.uint32(size), counts[size]),
             row_offsets=offsets[: counts[size] + 1],  # row r is piece r in every bucket
             dropped_tokens={reason: n for reason, n in dropped.items() if n} if size == sizes[0] else {},

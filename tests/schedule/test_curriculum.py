@@ -168,6 +168,8 @@ def test_natural_equal_and_custom_mixtures():
     assert batches_per_cycle(CurriculumConfig(), tokens, 512, 450) == {256: 100, 512: 300, 1024: 50}
     assert batches_per_cycle(CurriculumConfig(cycles=2), tokens, 512, 90) == {256: 10, 512: 30, 1024: 5}
     assert batches_per_cycle(CurriculumConfig(mixture="equal"), tokens, 512, 10) == {256: 4, 512: 3, 1024: 3}
+    tenths = CurriculumConfig(mixture="custom", shares=(0.1, 0.2, 0.7))
+    assert batches_per_cycle(tenths, tokens, 512, 10) == {256: 1, 512: 2, 1024: 7}
     custom = CurriculumConfig(mixture="custom", shares=(0.0, 1.0, 3.0))
     assert batches_per_cycle(custom, tokens, 512, 400) == {256: 0, 512: 100, 1024: 300}
     assert steps_without_repeats(CurriculumConfig(), tokens, 512) == 450

@@ -4,6 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixlab.sequences.best_fit import best_fit, padded_tokens
+from mixlab.sequences.documents import Documents
+from mixlab.sequences.format import FormatConfig
+from mixlab.stream import render
 
 
 def as_lists(index):
@@ -66,3 +69,15 @@ def test_same_rows_for_many_documents(row_length):
     lengths = np.minimum(np.exp(rng.normal(3.5, 1, 2000)).astype(np.int64) + 1, 1000)
     index = best_fit(np.arange(2000), lengths, row_length)
     assert as_lists(index) == naive(np.arange(2000), lengths, row_length, "split")
+
+
+def test_rows_that_are_not_full_are_padded_without_loss(memory_store):
+    documents = Documents(memory_store([21, 5, 2]), np.arange(3))
+    index = best_fit(documents.ids, documents.lengths, 8)
+    batch = render(index.pieces(np.arange(len(index))), documents, FormatConfig(), len(index), 8, pad=7)
+    assert as_lists(index) == [[(0, 0, 8)], [(0, 8, 8)], [(0, 16, 5), (2, 0, 2)], [(1, 0, 5)]]
+    padding = batch.segment_ids == 0
+    assert padding.sum() == padded_tokens(index, 8) == 4
+    assert (batch.tokens[padding] == 7).all() and not batch.loss_weights[padding].any()
+    assert batch.loss_weights.sum(axis=1).tolist() == [8, 8, 4 + 1, 4]  # a row cut from a document predicts on
+    assert batch.targets[0, -1] == 108
