@@ -15,6 +15,8 @@ from mixlab.schedule.stages import place_stages
 from mixlab.sequences.documents import Documents
 from mixlab.stream import Stream
 
+VERIFIED_BYTES = 2**30  # of tokens: about a second's reading
+
 
 @dataclass(frozen=True)
 class Data:
@@ -26,12 +28,13 @@ class Data:
     held_out: dict[str, tuple[TokenStore, np.ndarray]]
 
 
-def open_data(config: Config) -> Data:
-    """Opens, and where needed builds, everything the configuration reads.
+def open_data(config: Config, verify: bool = False) -> Data:
+    """Opens, and where needed builds, everything the configuration reads. Stores of up to VERIFIED_BYTES are read through
+    and compared with their checksums, all stores with `verify`.
 
     Raises UserError, before anything is trained: a store that is missing or damaged, stores of different tokenizers, a
     tokenizer that is not the stores', a vocabulary larger than the model's, a source with too little text."""
-    stores = {name: _open_store(name, source.store, config.tokenizer) for name, source in config.sources.items()}
+    stores = {name: _open_store(name, source.store, config.tokenizer, verify) for name, source in config.sources.items()}
     tokenizer = _tokenizer(config, stores)
     sources = {}
     stages = place_stages(config.stages)
@@ -44,11 +47,13 @@ def open_data(config: Config) -> Data:
     return Data(stores, tokenizer, stream, _held_out(stores))
 
 
-def _open_store(name: str, location: str, tokenizer: str | None) -> TokenStore:
+def _open_store(name: str, location: str, tokenizer: str | None, verify: bool) -> TokenStore:
     if location == "embedded":
         return embedded.store(tokenizer)
     try:
-        return TokenStore.open(location)
+        store = TokenStore.open(location)
+        quick = store.n_tokens * store.dtype.itemsize <= VERIFIED_BYTES
+        return TokenStore.open(location, verify=True) if verify or quick else store
     except UserError as error:
         raise UserError(f"sources.{name}.store: {error}") from None
 

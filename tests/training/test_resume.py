@@ -11,43 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixlab.corpus import tokenizer
-from mixlab.corpus.writer import finalise, write_shard
 from mixlab.errors import EXIT_PREEMPTED
 from mixlab.training.checkpoint import Checkpoints
+from tests.stores import some_texts, write_config, write_store
 
 STEPS = 40
-CONFIG = """
-from mixlab.model.presets import llama
-
-def get_config(arg=""):
-    return dict(
-        name="resumed",
-        sources={{"text": {{"store": {store!r}}}}},
-        model=llama(layers=2, d_model=32, heads=2, vocab_size=259, context_length=32),
-        stages=[dict(name="main", steps={steps}, sequence_length=32, tokens_per_step=128)],
-        schedule=dict(kind="cosine", peak=3e-3, warmup_steps=5),
-        checkpoint=dict(every_steps=7, keep_last=2),
-        evaluation=dict(every_steps=10, tokens_per_domain=600, rows=4, sample_tokens=4),
-    )
-"""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a store of 1,600 tokens (an epoch is 12 steps), a config of it, and compiled programs."""
     folder = tmp_path_factory.mktemp("resume")
-    letters = tokenizer.load("bytes")
-    rng = np.random.default_rng(0)
-    words = [bytes(rng.integers(97, 123, rng.integers(2, 8))).decode() for _ in range(40)]
-    texts = [" ".join(rng.choice(words, rng.integers(5, 20))) for _ in range(30)]
-    rows = [
-        {"id": f"doc-{i}", "split": "validation" if i % 7 == 0 else "train", "bytes": len(t), "domain": "ab"[i % 2]}
-        for i, t in enumerate(texts)
-    ]
-    shard = write_shard(folder / "store", 0, letters.encode_batch(texts), rows, ["domain"], letters.vocab_size)
-    finalise(folder / "store", letters, [shard], {})
-    (folder / "config.py").write_text(CONFIG.format(store=str(folder / "store"), steps=STEPS))
+    write_config(folder / "config.py", write_store(folder / "store", some_texts()), STEPS)
     return folder
 
 
