@@ -35,16 +35,12 @@ class Block(nnx.Module):
 class Model(nnx.Module):
     def __init__(self, rngs, vocab=64, vocab_name="vocab"):
         self.embed = nnx.Embed(vocab, 16, rngs=rngs, embedding_init=annotated(vocab_name, "embed"))
-        self.blocks = nnx.split_rngs(splits=3)(
-            nnx.vmap(Block, in_axes=0, out_axes=0, transform_metadata=STACKED)
-        )(rngs)
+        self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(Block, in_axes=0, out_axes=0, transform_metadata=STACKED))(rngs)
 
 
 def run_on_8_devices(body: str) -> str:
     """Runs the lines in a fresh process with 8 simulated CPU devices; returns what they print."""
-    start = (
-        "import jax\njax.config.update('jax_platforms', 'cpu')\njax.config.update('jax_num_cpu_devices', 8)\n"
-    )
+    start = "import jax\njax.config.update('jax_platforms', 'cpu')\njax.config.update('jax_num_cpu_devices', 8)\n"
     done = subprocess.run(
         [sys.executable, "-c", start + textwrap.dedent(body)], capture_output=True, text=True, timeout=300
     )

@@ -12,10 +12,10 @@ OLMO_2 = OptimizerConfig(decay_norms_and_biases=True)
 
 
 def parameters():
-    key = iter(jax.random.split(jax.random.key(0), 9))
+    generator = np.random.default_rng(0)
 
     def normal(*shape):
-        return jax.random.normal(next(key), shape, jnp.float32)
+        return jnp.asarray(generator.standard_normal(shape), jnp.float32)
 
     return {
         "embed": {"embedding": normal(11, 4)},
@@ -31,15 +31,12 @@ def parameters():
 
 def one_update(config, params, gradients, learning_rate=0.01):
     optimizer = make_optimizer(config)
-    return jax.jit(lambda p, g: apply_gradients(optimizer, g, optimizer.init(p), p, learning_rate))(
-        params, gradients
-    )
+    return jax.jit(lambda p, g: apply_gradients(optimizer, g, optimizer.init(p), p, learning_rate))(params, gradients)
 
 
 def test_roles():
     found = {
-        "/".join(k.key for k in path): role
-        for path, role in jax.tree_util.tree_leaves_with_path(roles(parameters()))
+        "/".join(k.key for k in path): role for path, role in jax.tree_util.tree_leaves_with_path(roles(parameters()))
     }
     assert found == {
         "embed/embedding": "embedding",
@@ -83,9 +80,7 @@ def test_adamw_by_hand():
     state, now = optimizer.init(params), params
     for g in (g1, g2):
         now, state, norm = apply_gradients(optimizer, g, state, now, rate)
-    assert norm == pytest.approx(
-        float(np.sqrt(sum((np.asarray(x) ** 2).sum() for x in jax.tree.leaves(g2)))), rel=1e-6
-    )
+    assert norm == pytest.approx(float(np.sqrt(sum((np.asarray(x) ** 2).sum() for x in jax.tree.leaves(g2)))), rel=1e-6)
 
     p = np.asarray(params["head"]["kernel"], np.float64)
     a, b = (np.asarray(g["head"]["kernel"], np.float64) for g in (g1, g2))
@@ -120,9 +115,7 @@ def test_muon_orthogonalises_each_matrix_of_the_stack_and_no_more():
         if role != "matrix":
             return np.testing.assert_allclose(q, a, rtol=1e-5)
         singular = np.linalg.svd(step, compute_uv=False) / (0.2 * max(p.shape[-2:]) ** 0.5)
-        assert (singular > 0.5).all() and (singular < 1.3).all(), (
-            singular
-        )  # as close to 1 as five iterations bring it
+        assert (singular > 0.5).all() and (singular < 1.3).all(), singular  # as close to 1 as five iterations bring it
         rms = np.sqrt((step**2).mean((-2, -1)))
         assert (rms > 0.2 * 0.5).all() and (rms < 0.2 * 1.3).all()
 

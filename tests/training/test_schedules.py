@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from mixlab.training.schedules import ScheduleConfig, learning_rate, problems
 
-OLMO_7B = ScheduleConfig(
-    kind="cosine", peak=3e-4, final_fraction=0.1, warmup_steps=2000, horizon_steps=1_192_093
-)
+OLMO_7B = ScheduleConfig(kind="cosine", peak=3e-4, final_fraction=0.1, warmup_steps=2000, horizon_steps=1_192_093)
 OLMO_1B = dataclasses.replace(OLMO_7B, peak=4e-4, warmup_steps=4000, horizon_steps=2_384_186)
 OLMO_32B = dataclasses.replace(OLMO_7B, peak=6e-4, horizon_steps=774_860)
 ANNEAL = ScheduleConfig(kind="linear", peak=6.1499e-5, final_fraction=0.0)
@@ -85,16 +83,14 @@ def schedules(draw):
 
 
 # 55 / 55 comes out as less than 1 where the compiler multiplies by the reciprocal.
-LOSSY_DIVISION = ScheduleConfig(
-    kind="wsd", peak=1.0, final_fraction=0.0, decay_steps=55, decay_shape="1-sqrt"
-)
+LOSSY_DIVISION = ScheduleConfig(kind="wsd", peak=1.0, final_fraction=0.0, decay_steps=55, decay_shape="1-sqrt")
 
 
 def test_float32_keeps_six_digits_at_the_start_of_the_decay():
     assert float(learning_rate(LOSSY_DIVISION, jnp.int32(0), 55)) == pytest.approx(1.0, rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(schedules(), st.data())
 def test_rises_then_never_rises_again_and_both_forms_agree(drawn, data):
     config, total = drawn
