@@ -1,13 +1,13 @@
 """A plain eager PyTorch GPT-2 train step: the yardstick for `tools/benchmark.py train`.
 
-The model is what one would write by hand after nanoGPT (fused QKV projection, scaled_dot_product_attention, tied
-head), the step is forward, cross-entropy, backward, clipping at norm 1 and AdamW. No torch.compile, float32.
+The model is what one would write by hand after nanoGPT (fused QKV projection, scaled_dot_product_attention,
+tied head), the step is forward, cross-entropy, backward, clipping at norm 1 and AdamW. No torch.compile,
+float32.
 
     taskset -c 0 python tools/benchmark_torch_peer.py [--steps=N] [--json]
 
-prints tokens per CPU-second. Pin it to one core, as above: OpenMP threads that wait for work burn CPU time too.
-Needs torch.
-"""
+prints tokens per CPU-second. Pin it to one core, as above: OpenMP threads that wait for work burn CPU time
+too. Needs torch."""
 
 import argparse
 import json
@@ -62,8 +62,8 @@ def measure(
     rows: int = 8,
     steps: int = 8,
 ) -> dict[str, float]:
-    """CPU-seconds of whole train steps: the quickest and the median of `steps`, after two that are not counted,
-    and tokens per CPU-second by the quickest."""
+    """CPU-seconds of whole train steps: the quickest and the median of `steps`, after two that are not
+    counted, and tokens per CPU-second by the quickest."""
     torch.manual_seed(0)
     model = GPT(layers, d_model, heads, ffn_width, vocab_size, length)
     optimizer = torch.optim.AdamW(

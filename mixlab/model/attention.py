@@ -15,15 +15,13 @@ from mixlab.errors import UserError
 from mixlab.model.blockwise import blockwise
 from mixlab.model.sharding import mesh_axes
 
-DENSE_LENGTH = 1024  # a longer row's [L, L] scores no longer pay: blockwise is as quick and linear in memory
+DENSE_LENGTH = 1024  # the longest rows that an accelerator without its own kernel gets whole
 KERNEL_LENGTH = 128  # both Pallas kernels want lengths that are a multiple of this
 
 Array = jax.Array
 
 
-def attend(
-    q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, kernel: str
-) -> Array:
+def attend(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, kernel: str) -> Array:
     """Causal attention within segments by the named kernel, a key of KERNELS, or "auto". UserError for a
     kernel that this backend cannot run."""
     backend = jax.default_backend()
@@ -41,17 +39,20 @@ def choose_kernel(backend: str, length: int, head_dim: int, dtype: jnp.dtype) ->
     """Which kernel serves rows of `length` tokens on this backend ("cpu", "gpu", "tpu")."""
     if backend == "tpu":
         return "splash"
+    # Blocks that stay in cache beat whole score matrices on CPU from rows of 64 tokens on (3x at 256, 8x at 1024,
+    # forward and backward), and a shorter row is one block.
+    if backend == "cpu":
+        return "blockwise"
     # The Triton kernel keeps tiles of q, k, v in shared memory: 16-bit values and heads up to 128 fit.
     if backend == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128 and _triton_mha() is not None:
         return "triton"
-    if length <= DENSE_LENGTH:
-        return "dense"
-    return "blockwise"
+    # A few large operations, until their [L, L] scores cost too much memory.
+    return "dense" if length <= DENSE_LENGTH else "blockwise"
 
 
 def dense(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array) -> Array:
-    """The definition, with the whole [L, L] score matrix: what the other paths are tested against, and the
-    quickest for short rows on CPU. Scores and softmax in float32."""
+    """The definition, with the whole [L, L] score matrix: what the other paths are tested against.
+    Scores and softmax in float32."""
     B, L, H, D = q_BxLxHxD.shape
     K = k_BxLxKxD.shape[2]
     wide = jnp.promote_types(q_BxLxHxD.dtype, jnp.float32)
@@ -91,9 +92,7 @@ def splash(
             q_seq_shards=1,
             interpret=interpret,
         )
-        return jax.vmap(lambda q, k, v, s: row(q, k, v, segment_ids=kernel.SegmentIds(q=s, kv=s)))(
-            q, k, v, segments
-        )
+        return jax.vmap(lambda q, k, v, s: row(q, k, v, segment_ids=kernel.SegmentIds(q=s, kv=s)))(q, k, v, segments)
 
     L, D = q_BxLxHxD.shape[1], q_BxLxHxD.shape[3]
     arrays = _padded(q_BxLxHxD * D**-0.5, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)  # the kernel does not scale
@@ -112,9 +111,7 @@ def triton(
     L, D = q_BxLxHxD.shape[1], q_BxLxHxD.shape[3]
 
     def rows(q: Array, k: Array, v: Array, segments: Array) -> Array:
-        k, v = (
-            jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v)
-        )  # it knows no grouped queries
+        k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))  # it knows no grouped queries
         return mha(q, k, v, segments, sm_scale=D**-0.5, causal=True, interpret=interpret)
 
     arrays = _padded(q_BxLxHxD, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)
@@ -144,9 +141,7 @@ def _padded(*arrays_BxL: Array) -> list[Array]:
     return [jnp.pad(a, ((0, 0), (0, pad)) + ((0, 0),) * (a.ndim - 2)) for a in arrays_BxL]
 
 
-def _on_each_device(
-    rows: Callable[..., Array], q: Array, k: Array, v: Array, segments: Array, head_axis: int
-) -> Array:
+def _on_each_device(rows: Callable[..., Array], q: Array, k: Array, v: Array, segments: Array, head_axis: int) -> Array:
     """Runs a Pallas kernel on every device's own rows and heads. The partitioner cannot look into a kernel,
     so without this it would gather the whole batch everywhere."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -37,9 +37,7 @@ class ModelConfig:
     vocab_multiple: int  # embedding rows are padded up to a multiple; the padding never gets probability
 
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # float64: checks, under enable_x64
-    remat: Literal["none", "dots", "full"] = (
-        "none"  # what the backward pass recomputes: nothing, all but matmuls, all
-    )
+    remat: Literal["none", "dots", "full"] = "none"  # recompute in backward: nothing, all but projections, all
     layer_loop: Literal["auto", "scan", "unroll"] = "auto"
     attention: Literal["auto", "dense", "blockwise", "splash", "triton"] = "auto"
 
@@ -75,9 +73,7 @@ def config_problems(config: ModelConfig) -> list[str]:
             f"model.kv_heads = {config.kv_heads} must divide model.heads = {config.heads}",
         )
     if config.positions == "rope":
-        require(
-            config.head_dim % 2 == 0, f"model.head_dim = {config.head_dim} must be even for rotary positions"
-        )
+        require(config.head_dim % 2 == 0, f"model.head_dim = {config.head_dim} must be even for rotary positions")
     if config.init_cutoff is not None:
         require(config.init_cutoff > 0, f"model.init_cutoff = {config.init_cutoff} must be positive, or None")
     return problems
@@ -90,9 +86,7 @@ def _type_problems(config: ModelConfig) -> list[str]:
         if get_origin(kind) is Literal:
             options = get_args(kind)
             if value not in options:
-                problems.append(
-                    f"model.{field.name} = {value!r} must be one of {', '.join(map(repr, options))}"
-                )
+                problems.append(f"model.{field.name} = {value!r} must be one of {', '.join(map(repr, options))}")
         elif not _fits(value, kind):
             expected = getattr(kind, "__name__", str(kind))
             problems.append(f"model.{field.name} = {value!r} must be of type {expected}")

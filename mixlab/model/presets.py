@@ -146,17 +146,14 @@ def _build(
     missing = [key for key in ("layers", "d_model", "heads") if key not in values]
     if missing:
         raise UserError(
-            f"model.{missing[0]} is not set: {preset} needs a size ({', '.join(sizes)}), "
-            "or layers, d_model and heads"
+            f"model.{missing[0]} is not set: {preset} needs a size ({', '.join(sizes)}), or layers, d_model and heads"
         )
     for key in ("d_model", "heads"):  # before anything is derived from them
         if not isinstance(values[key], int) or values[key] < 1:
             raise UserError(f"model.{key} = {values[key]!r} must be an int of at least 1")
     d_model, heads = values["d_model"], values["heads"]
     if "head_dim" not in values and d_model % heads:
-        raise UserError(
-            f"model.heads = {heads} must divide model.d_model = {d_model}, or model.head_dim must be set"
-        )
+        raise UserError(f"model.heads = {heads} must divide model.d_model = {d_model}, or model.head_dim must be set")
     derived = {"kv_heads": heads, "head_dim": d_model // heads, "ffn_width": ffn_width(d_model)}
     config = ModelConfig(**(derived | values))
     problems = config_problems(config)

@@ -25,7 +25,5 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Asks the partitioner to keep `x` divided as its logical axes say (None: not divided)."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    axes = (
-        None if name is None else mesh_axes(name, size) for name, size in zip(names, x.shape, strict=True)
-    )
+    axes = (None if name is None else mesh_axes(name, size) for name, size in zip(names, x.shape, strict=True))
     return jax.lax.with_sharding_constraint(x, jax.P(*axes))

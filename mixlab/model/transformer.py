@@ -15,7 +15,7 @@ from mixlab.errors import UserError
 from mixlab.model.attention import attend
 from mixlab.model.config import ModelConfig, config_problems
 from mixlab.model.init import residual_init, weight_init
-from mixlab.model.layers import Linear, Norm, parameter
+from mixlab.model.layers import PROJECTION, Linear, Norm, parameter
 from mixlab.model.rope import Rotation, rotate, rotation
 from mixlab.model.sharding import constrain
 
@@ -30,9 +30,7 @@ class Attention(nnx.Module):
         self.query = Linear(c.d_model, query_width, ("embed", "heads"), bias=bias, init=init, rngs=rngs)
         self.key = Linear(c.d_model, kv_width, ("embed", "kv_heads"), bias=bias, init=init, rngs=rngs)
         self.value = Linear(c.d_model, kv_width, ("embed", "kv_heads"), bias=bias, init=init, rngs=rngs)
-        self.output = Linear(
-            query_width, c.d_model, ("heads", "embed"), bias=bias, init=residual_init(c), rngs=rngs
-        )
+        self.output = Linear(query_width, c.d_model, ("heads", "embed"), bias=bias, init=residual_init(c), rngs=rngs)
         self.query_norm = Norm(c.norm, query_width, c.norm_eps, "heads", rngs=rngs) if c.qk_norm else None
         self.key_norm = Norm(c.norm, kv_width, c.norm_eps, "kv_heads", rngs=rngs) if c.qk_norm else None
         self.head_dim, self.kernel = c.head_dim, c.attention
@@ -52,15 +50,9 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         c, init, bias = config, weight_init(config), config.mlp_bias
         gated = c.activation == "swiglu"
-        self.gate = (
-            Linear(c.d_model, c.ffn_width, ("embed", "mlp"), bias=bias, init=init, rngs=rngs)
-            if gated
-            else None
-        )
+        self.gate = Linear(c.d_model, c.ffn_width, ("embed", "mlp"), bias=bias, init=init, rngs=rngs) if gated else None
         self.up = Linear(c.d_model, c.ffn_width, ("embed", "mlp"), bias=bias, init=init, rngs=rngs)
-        self.down = Linear(
-            c.ffn_width, c.d_model, ("mlp", "embed"), bias=bias, init=residual_init(c), rngs=rngs
-        )
+        self.down = Linear(c.ffn_width, c.d_model, ("mlp", "embed"), bias=bias, init=residual_init(c), rngs=rngs)
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         if self.gate is None:
@@ -110,15 +102,9 @@ class Transformer(nnx.Module):
         )
         self.blocks = nnx.split_rngs(splits=c.layers)(make_stack)(rngs)
         self.final_norm = Norm(c.norm, c.d_model, c.norm_eps, "embed", rngs=rngs)
-        self.head = (
-            None
-            if c.tied_head
-            else parameter(init, rngs, (c.d_model, c.padded_vocab_size), ("embed", "vocab"))
-        )
+        self.head = None if c.tied_head else parameter(init, rngs, (c.d_model, c.padded_vocab_size), ("embed", "vocab"))
 
-    def __call__(
-        self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, positions_BxL: jax.Array
-    ) -> jax.Array:
+    def __call__(self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
         """Hidden states [B, L, d_model] after the final norm, in the compute dtype. All inputs int32 [B, L];
         segment id 0 is padding. UserError when L exceeds the context length."""
         c = self.config
@@ -157,16 +143,22 @@ class Transformer(nnx.Module):
         return jnp.matmul(hidden, head, preferred_element_type=wide)
 
 
+def scans_layers(config: ModelConfig, backend: str) -> bool:
+    """Whether the stack runs as a scan. "auto" unrolls shallow stacks on CPU only, where that saves a few per cent,
+    and not with recomputation: XLA's CPU compiler merges it with the original again unless a loop is in between."""
+    if config.layer_loop != "auto":
+        return config.layer_loop == "scan"
+    return backend != "cpu" or config.layers > UNROLL_LAYERS or config.remat != "none"
+
+
 def run_layers(
     layer: Callable[[jax.Array, Any], jax.Array], x_BxLxD: jax.Array, weights: Any, config: ModelConfig
 ) -> jax.Array:
     """Applies `layer(x, layer_weights)` once for each slice of `weights` along the leading "layers" axis."""
-    c = config
-    scan = c.layer_loop == "scan" or (
-        c.layer_loop == "auto" and (jax.default_backend() != "cpu" or c.layers > UNROLL_LAYERS)
-    )
-    if c.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+    scan = scans_layers(config, jax.default_backend())
+    if config.remat != "none":
+        keep = jax.checkpoint_policies.save_only_these_names(PROJECTION)
+        policy = keep if config.remat == "dots" else None
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)  # a scan already keeps CSE out
     if scan:
         return jax.lax.scan(lambda x, w: (layer(x, w), None), x_BxLxD, weights)[0]

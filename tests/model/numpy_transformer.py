@@ -95,6 +95,4 @@ def _linear(p, x):
 def _norm(p, config, x):
     if config.norm == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.norm_eps) * p["scale"] + p.get(
-        "bias", 0.0
-    )
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.norm_eps) * p["scale"] + p.get("bias", 0.0)

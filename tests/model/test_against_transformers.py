@@ -11,9 +11,7 @@ from tiny import PRESETS, random_parameters, tiny, with_parameters
 
 from mixlab.training.loss import cross_entropy
 
-torch = pytest.importorskip(
-    "torch", reason="torch is not installed: the reference implementations were not run"
-)
+torch = pytest.importorskip("torch", reason="torch is not installed: the reference implementations were not run")
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: the reference implementations were not run"
 )
@@ -118,9 +116,7 @@ def test_loss_and_gradient_of_every_parameter(preset):
     config = tiny(preset, ffn_width=48)
     parameters = random_parameters(config, dtype=np.float32)
     reference = make_reference(preset, config)
-    ours = {
-        name: torch.tensor(np.array(value)) for name, value in renamed(preset, config, parameters).items()
-    }
+    ours = {name: torch.tensor(np.array(value)) for name, value in renamed(preset, config, parameters).items()}
     theirs = dict(reference.named_parameters())
     assert set(ours) == set(theirs)
     reference.load_state_dict(ours, strict=False)  # the tied head and buffers have no entry of their own

@@ -131,22 +131,22 @@ def test_accelerator_kernels_lower_for_their_platform(platform, head_dim):
     q, kv = (jax.ShapeDtypeStruct((2, 300, heads, head_dim), jnp.bfloat16) for heads in (4, 2))
     segments = jax.ShapeDtypeStruct((2, 300), jnp.int32)
     calls = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
-    exported = jax.export.export(
-        jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform], disabled_checks=calls
-    )(q, kv, kv, segments)
+    exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform], disabled_checks=calls)(
+        q, kv, kv, segments
+    )
     assert {"tpu": "tpu_custom_call", "cuda": "xla.gpu.triton"}[platform] in exported.mlir_module()
 
 
 @pytest.mark.parametrize(
     "backend, length, head_dim, dtype, kernel",
     [
-        ("cpu", 256, 64, jnp.float32, "dense"),
-        ("cpu", 1024, 64, jnp.bfloat16, "dense"),
-        ("cpu", 1025, 64, jnp.float32, "blockwise"),
+        ("cpu", 16, 64, jnp.float32, "blockwise"),
+        ("cpu", 4096, 64, jnp.bfloat16, "blockwise"),
         ("tpu", 256, 64, jnp.bfloat16, "splash"),
         ("tpu", 8192, 128, jnp.float32, "splash"),
         ("gpu", 4096, 128, jnp.bfloat16, "triton"),
         ("gpu", 4096, 256, jnp.bfloat16, "blockwise"),
+        ("gpu", 1024, 64, jnp.float32, "dense"),
         ("gpu", 4096, 64, jnp.float32, "blockwise"),
     ],
 )

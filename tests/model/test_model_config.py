@@ -42,9 +42,7 @@ def test_every_named_size_is_sound():
 def test_flops_of_a_small_model_by_hand(preset):
     config = tiny(preset)
     # d_model 32; query and output 32 x 32; key and value 32 x 32 (GPT-2) or 32 x 16; MLP of width 40
-    matrices = {"gpt2": 4 * 1024 + 2 * 1280, "llama": 3 * 1024 + 3 * 1280, "olmo2": 3 * 1024 + 3 * 1280}[
-        preset
-    ]
+    matrices = {"gpt2": 4 * 1024 + 2 * 1280, "llama": 3 * 1024 + 3 * 1280, "olmo2": 3 * 1024 + 3 * 1280}[preset]
     forward = 2 * (2 * matrices + 32 * 61)
     # 16 tokens: two products of 32 multiply-adds with each of 8 keys on average, in two layers
     forward += 2 * 2 * 2 * 32 * 8

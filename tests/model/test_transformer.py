@@ -9,11 +9,11 @@ import numpy as np
 import numpy_transformer
 import pytest
 from flax import nnx
-from tiny import PRESETS, Z_LOSS, loss, packed_rows, random_parameters, tiny, with_parameters
+from tiny import PRESETS, Z_LOSS, Rows, abstract, loss, packed_rows, random_parameters, tiny, with_parameters
 
 from mixlab.errors import UserError
 from mixlab.model.size import parameter_count
-from mixlab.model.transformer import Transformer
+from mixlab.model.transformer import Transformer, scans_layers
 
 loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
 
@@ -57,9 +57,7 @@ def test_gradient_of_every_parameter_equals_finite_differences_of_numpy(case):
 
     def numpy_loss(name, direction, distance):
         moved = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: (
-                leaf + distance * direction if "/".join(entry.key for entry in path) == name else leaf
-            ),
+            lambda path, leaf: leaf + distance * direction if "/".join(entry.key for entry in path) == name else leaf,
             parameters,
         )
         return numpy_transformer.loss(moved, config, rows, Z_LOSS)[0]
@@ -131,6 +129,35 @@ def test_bfloat16_is_close_to_float64(case):
         assert value.dtype == np.float32
         error = np.linalg.norm(value - gradient[name])
         assert error < 0.05 * max(np.linalg.norm(gradient[name]), floor), name
+
+
+@pytest.mark.parametrize(
+    "change, backend, scans",
+    [
+        (dict(), "cpu", False),
+        (dict(), "gpu", True),
+        (dict(layers=24), "cpu", True),
+        (dict(remat="full"), "cpu", True),
+        (dict(layer_loop="unroll"), "tpu", False),
+        (dict(layer_loop="scan"), "cpu", True),
+    ],
+    ids=str,
+)
+def test_when_layers_are_scanned(change, backend, scans):
+    assert scans_layers(tiny("llama", **change), backend) == scans
+
+
+def test_remat_trades_memory_in_the_order_it_promises():
+    def temporary_bytes(remat):
+        config = tiny("llama", layers=8, layer_loop="scan", remat=remat, context_length=256)
+        parameters = abstract(config)[1]
+        row = jax.ShapeDtypeStruct((4, 256), jnp.int32)
+        rows = Rows(row, row, jax.ShapeDtypeStruct(row.shape, jnp.float32), row, row)
+        compiled = loss_and_gradient.lower(nnx.to_pure_dict(parameters), config, rows).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    none, dots, full = (temporary_bytes(remat) for remat in ("none", "dots", "full"))
+    assert full < 0.7 * dots and dots < 0.8 * none
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -26,9 +26,7 @@ class Rows(NamedTuple):
 
 def tiny(preset, **overrides):
     """Two layers, 4 heads of 8; grouped queries but for GPT-2; 61 tokens in a table of 64 rows."""
-    values = dict(
-        layers=2, d_model=32, heads=4, ffn_width=40, vocab_size=61, context_length=24, vocab_multiple=8
-    )
+    values = dict(layers=2, d_model=32, heads=4, ffn_width=40, vocab_size=61, context_length=24, vocab_multiple=8)
     if preset != "gpt2":
         values["kv_heads"] = 2
     return PRESETS[preset](**(values | overrides))
