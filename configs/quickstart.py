@@ -4,34 +4,37 @@ from ml_collections import ConfigDict
 
 from mixlab.model.presets import llama
 
-VOCABULARY = 4096
-
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Claim: on two CPU cores a model of 3 million parameters learns, in minutes, far more of a text than counting words and
-    pairs of words does.
+    """Claim: in minutes on two CPU cores, a model of two million parameters learns far more of a text than counting its
+    tokens and pairs of tokens does.
 
-    Expected: validation bits per byte below the bigram baseline on every domain, and by a wide margin on average; the run
-    prints both side by side.
+    Expected: about 2.0 bits per byte on held-out documents (mean of the domains), where the unigram model of the same
+    tokens reaches 4.0 and the bigram model 2.6.
     Command: python -m mixlab.train --config=configs/quickstart.py
-    Cost: about three minutes on two CPU cores, one of them for building the corpus the first time; 1 GB of memory.
+    Cost: about three minutes on two CPU cores, of which half a minute builds the corpus, once; 1.5 GB of memory.
 
-    arg: unused.
+    arg: steps; 800 when left out.
     """
-    steps, length, rows = 400, 256, 16
+    length, rows, vocabulary = 256, 8, 1024
     return ConfigDict(
         dict(
             name="quickstart",
-            tokenizer=f"bpe:{VOCABULARY}",
+            tokenizer=f"bpe:{vocabulary}",
             sources={"text": {"store": "embedded"}},
-            stages=[
-                dict(name="main", steps=steps, sequence_length=length, tokens_per_step=rows * length)
-            ],
+            stages=[dict(name="main", steps=int(arg or 800), sequence_length=length, tokens_per_step=rows * length)],
             model=llama(
-                layers=4, d_model=192, heads=6, ffn_width=512, vocab_size=VOCABULARY, context_length=length, tied_head=True
+                layers=4,
+                d_model=192,
+                heads=6,
+                ffn_width=512,
+                vocab_size=vocabulary,
+                context_length=length,
+                tied_head=True,
             ),
-            schedule=dict(kind="cosine", peak=3e-3, warmup_steps=30, final_fraction=0.05),
-            checkpoint=dict(every_steps=100),
-            evaluation=dict(every_steps=100, tokens_per_domain=16384),
+            optimizer=dict(name="muon"),
+            schedule=dict(kind="cosine", peak=7e-3, warmup_steps=30, final_fraction=0.02),
+            checkpoint=dict(every_steps=200),
+            evaluation=dict(every_steps=200, tokens_per_domain=16384),
         )
     )

@@ -24,14 +24,21 @@ from mixlab.parallel.mesh import MeshConfig
 from mixlab.schedule.stages import StageConfig
 from mixlab.training import optimizer, schedules
 from mixlab.training.optimizer import OptimizerConfig
-from mixlab.training.schedules import ScheduleConfig
+from mixlab.training.schedules import ScheduleConfig, Stretch
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Text to read. store: the folder of a token store, or "embedded" for the corpus made from this Python installation."""
+    """Text to read.
+
+    store: the folder of a token store, or "embedded" for the corpus made from this Python installation.
+    where: only documents for which this holds: metadata column -> a value, a list of values, or {"min": …, "max": …}.
+    declared_tokens: how much text there is, for planning where the store is not at hand; not used once it is.
+    """
 
     store: str = "embedded"
+    where: dict[str, Any] = field(default_factory=dict)
+    declared_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,15 +109,17 @@ class Config:
 
     name: of the run; its folder is runs/<name> unless the command says otherwise.
     seed: everything random derives from it.
+    total_tokens: of the run, for stages whose length is a fraction of it.
     tokenizer: "bytes", "bpe:<size>" (trained on the embedded corpus), or a tokenizer.json; None: the stores' own.
     """
 
     model: ModelConfig
     name: str = "run"
     seed: int = 0
+    total_tokens: int | None = None
     tokenizer: str | None = None
     sources: dict[str, SourceConfig] = field(default_factory=lambda: {"text": SourceConfig()})
-    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    stages: tuple[StageConfig, ...] = (StageConfig(steps=1000),)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
@@ -122,7 +131,13 @@ class Config:
 
     @property
     def total_steps(self) -> int:
-        return sum(stage.steps for stage in self.stages)
+        return sum(stage.length_steps(self.total_tokens) for stage in self.stages)
+
+    @property
+    def learning_rates(self) -> tuple[tuple[int, Stretch], ...]:
+        """First step of every stage, and the rule of its learning rate."""
+        stages = [(stage.length_steps(self.total_tokens), stage.schedule) for stage in self.stages]
+        return schedules.compose(self.schedule, stages)
 
 
 # Keys that decide how a run is computed and watched, not what it computes: they may differ when a run is resumed.
@@ -168,12 +183,14 @@ def _load(spec: str, values: dict, overrides: list[str]) -> Config:
 def check(config: Config) -> list[str]:
     """What is wrong with a config whose types are right: each room's own problems, and those between rooms."""
     found = config_problems(config.model) + optimizer.problems(config.optimizer)
-    found += schedules.problems(config.schedule, config.total_steps)
-    if len(config.stages) != 1:
-        found.append(f"stages: a run has exactly one stage; there are {len(config.stages)}")
+    if not config.stages:
+        found.append("stages: a run has at least one")
+    names = [stage.name for stage in config.stages]
+    found += [f"stages.{i}.name = {n!r}: an earlier stage has it" for i, n in enumerate(names) if n in names[:i]]
+    found += _schedule_problems(config)
     for i, stage in enumerate(config.stages):
         where = f"stages.{i}"
-        found += stage.problems(where, tuple(config.sources))
+        found += stage.problems(where, tuple(config.sources), config.total_tokens)
         if stage.sequence_length > config.model.context_length:
             found.append(
                 f"{where}.sequence_length = {stage.sequence_length} is longer than model.context_length = "
@@ -205,6 +222,18 @@ def check(config: Config) -> list[str]:
         found.append(f"name = {config.name!r}: letters, digits, '.', '_' and '-' only; it names the run's folder")
     if "embedded" in {source.store for source in config.sources.values()} and config.tokenizer is None:
         found.append("tokenizer = None: the embedded corpus needs one; use 'bytes', 'bpe:4096' or a tokenizer.json")
+    return found
+
+
+def _schedule_problems(config: Config) -> list[str]:
+    lengths = [stage.length_steps(config.total_tokens) for stage in config.stages]
+    followed = sum(lengths[: max((i + 1 for i, s in enumerate(config.stages) if s.schedule is None), default=0)])
+    found = schedules.problems(config.schedule, followed) if followed else []
+    if config.schedule.peak is None:
+        found.append("schedule.peak = None: only a stage's own schedule can take over the rate before it; give a number")
+    for i, (stage, steps) in enumerate(zip(config.stages, lengths, strict=True)):
+        if stage.schedule is not None and steps:
+            found += schedules.problems(stage.schedule, steps, f"stages.{i}.schedule")
     return found
 
 
@@ -294,10 +323,14 @@ def _build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, key, problems)
+    if kind is Any:
+        return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _build(next(a for a in args if a is not type(None)), value, key, problems)
+        options = [a for a in args if a is not type(None)]
+        groups = [a for a in options if dataclasses.is_dataclass(a)]
+        return _build(groups[0] if groups and isinstance(value, dict) else options[0], value, key, problems)
     if origin is dict and isinstance(value, dict):
         return {name: _build(args[1], entry, f"{key}.{name}", problems) for name, entry in value.items()}
     if origin is tuple and isinstance(value, list | tuple):

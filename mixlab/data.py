@@ -4,15 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixlab.config import Config
+from mixlab.config import Config, SourceConfig
 from mixlab.corpus import embedded
 from mixlab.corpus.cache import cache_folder
+from mixlab.corpus.filters import matches
 from mixlab.corpus.store import TokenStore
 from mixlab.corpus.tokenizer import Tokenizer, load
 from mixlab.errors import UserError
-from mixlab.schedule.source import SourceRows
 from mixlab.schedule.stages import place_stages
 from mixlab.sequences.documents import Documents
+from mixlab.sequences.format import FormatConfig
 from mixlab.stream import Stream
 
 VERIFIED_BYTES = 2**30  # of tokens: about a second's reading
@@ -36,15 +37,33 @@ def open_data(config: Config, verify: bool = False) -> Data:
     tokenizer that is not the stores', a vocabulary larger than the model's, a source with too little text."""
     stores = {name: _open_store(name, source.store, config.tokenizer, verify) for name, source in config.sources.items()}
     tokenizer = _tokenizer(config, stores)
-    sources = {}
-    stages = place_stages(config.stages)
-    for stage in stages:
-        documents = _training_documents(stage.source, stores[stage.source], tokenizer, stage.format)
-        sources[stage.source] = SourceRows(
-            stage.source, documents, stage.format, stage.sequence_length, config.seed, cache_folder() / "indices"
-        )
-    stream = Stream(stages, sources, tokenizer.pad_id or 0)
-    return Data(stores, tokenizer, stream, _held_out(stores))
+    chosen = {name: _chosen(name, source, stores[name]) for name, source in config.sources.items()}
+
+    def documents(name: str, format: FormatConfig) -> Documents:
+        if format.bos and tokenizer.bos_id is None:
+            raise UserError(f"the format puts BOS first, but tokenizer {tokenizer.name} has none; set bos=False")
+        prefix = (tokenizer.bos_id,) if format.bos else ()
+        suffix = (tokenizer.eos_id,) if format.eos else ()
+        return Documents(stores[name], chosen[name]["train"], prefix, suffix)
+
+    stages = place_stages(
+        config.stages, lambda name, format: int(documents(name, format).lengths.sum()), config.seed, config.total_tokens
+    )
+    stream = Stream(stages, documents, config.seed, cache_folder() / "indices", tokenizer.pad_id or 0)
+    held_out = _held_out(stores, {name: splits["validation"] for name, splits in chosen.items()})
+    return Data(stores, tokenizer, stream, held_out)
+
+
+def _chosen(name: str, source: SourceConfig, store: TokenStore) -> dict[str, np.ndarray]:
+    """The documents of a source by split: those of the store for which its `where` holds."""
+    ids = {split: store.documents(split) for split in ("train", "validation")}
+    if source.where:
+        keep = matches(store, source.where, f"sources.{name}.where")
+        ids = {split: found[keep[found]] for split, found in ids.items()}
+    if not len(ids["train"]):
+        what = f"no training document for which {source.where} holds" if source.where else "no training documents"
+        raise UserError(f"sources.{name}: {store.path} has {what}; prepare it with more text, or change the condition")
+    return ids
 
 
 def _open_store(name: str, location: str, tokenizer: str | None, verify: bool) -> TokenStore:
@@ -83,31 +102,21 @@ def _tokenizer(config: Config, stores: dict[str, TokenStore]) -> Tokenizer:
     return tokenizer
 
 
-def _training_documents(name, store, tokenizer, format) -> Documents:
-    if format.bos and tokenizer.bos_id is None:
-        raise UserError(f"sources.{name}: the format puts BOS first, but tokenizer {tokenizer.name} has none; set bos=False")
-    ids = store.documents("train")
-    if not len(ids):
-        raise UserError(f"sources.{name}: {store.path} has no training documents; prepare it with more text")
-    prefix = (tokenizer.bos_id,) if format.bos else ()
-    suffix = (tokenizer.eos_id,) if format.eos else ()
-    return Documents(store, ids, prefix, suffix)
-
-
-def _held_out(stores: dict[str, TokenStore]) -> dict[str, tuple[TokenStore, np.ndarray]]:
-    """One set a domain (the source's name where its store has no domains); a name that two sources share is told apart
-    as source.domain."""
-    sets = []
+def _held_out(stores: dict[str, TokenStore], ids: dict[str, np.ndarray]) -> dict[str, tuple[TokenStore, np.ndarray]]:
+    """One set a domain (the source's name where its store has no domains). A name that several sources share is told apart
+    as source.domain, unless they hold out the very same documents."""
+    sets: dict[str, list[tuple[str, TokenStore, np.ndarray]]] = {}
     for source, store in stores.items():
-        ids = store.documents("validation")
         if "domain" not in store.column_names:
-            sets.append((source, source, store, ids))
+            sets.setdefault(source, []).append((source, store, ids[source]))
             continue
-        domains = store.column("domain").take(ids).to_numpy()
-        sets += [(source, str(domain), store, ids[domains == domain]) for domain in np.unique(domains.astype(str))]
-    names = [name for _, name, *_ in sets]
-    return {
-        name if names.count(name) == 1 else f"{source}.{name}": (store, ids)
-        for source, name, store, ids in sets
-        if len(ids)
-    }
+        domains = store.column("domain").take(ids[source]).to_numpy(zero_copy_only=False).astype(str)
+        for domain in np.unique(domains).tolist():
+            sets.setdefault(domain, []).append((source, store, ids[source][domains == domain]))
+    found = {}
+    for name, parts in sets.items():
+        alike = len({(store.fingerprint, held.tobytes()) for _, store, held in parts}) == 1
+        for source, store, held in parts[:1] if alike else parts:
+            if len(held):
+                found[name if alike else f"{source}.{name}"] = (store, held)
+    return dict(sorted(found.items()))

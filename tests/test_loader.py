@@ -3,19 +3,18 @@ import pytest
 
 from mixlab.config import LoaderConfig
 from mixlab.loader import batches
-from mixlab.schedule.source import SourceRows
 from mixlab.schedule.stages import StageConfig, place_stages
 from mixlab.sequences.documents import Documents
-from mixlab.sequences.format import FormatConfig
 from mixlab.stream import Stream
 
 
 @pytest.fixture(scope="module")
 def stream(memory_store):
     store = memory_store(list(range(5, 40)))
-    stages = place_stages((StageConfig("main", 30, 16, 64),))
     documents = Documents(store, np.arange(35), (), (2,))
-    return Stream(stages, {"text": SourceRows("text", documents, FormatConfig(), 16, 0, None)})
+    config = StageConfig("main", 30, sequence_length=16, tokens_per_step=64)
+    stages = place_stages((config,), lambda *_: int(documents.lengths.sum()), 0)
+    return Stream(stages, lambda *_: documents)
 
 
 def check(stream, config, first_step=0, host=0, hosts=1):

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixlab.errors import UserError
-from mixlab.schedule.source import SourceRows
 from mixlab.schedule.stages import StageConfig, place_stages
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
@@ -22,10 +21,24 @@ def documents_of(store, format, ids=None):
 
 
 def make_stream(store, steps=50, length=16, rows=4, seed=0, format=None, cache=None, name="text", ids=None):
-    format = format or FormatConfig()
-    stages = place_stages((StageConfig("main", steps, length, rows * length, {name: 1.0}, format),))
-    source = SourceRows(name, documents_of(store, format, ids), format, length, seed, cache)
-    return Stream(stages, {name: source}, PAD)
+    stage = StageConfig(
+        "main", steps, tokens_per_step=rows * length, sequence_length=length, mixture={name: 1.0}, format=format or FormatConfig()
+    )
+    return run_of([stage], {name: store}, seed, cache, ids)
+
+
+def run_of(configs, stores, seed=0, cache=None, ids=None):
+    """The stream of these stages over stores by name."""
+
+    def documents(name, format):
+        return documents_of(stores[name], format, ids)
+
+    stages = place_stages(tuple(configs), lambda name, format: int(documents(name, format).lengths.sum()), seed)
+    return Stream(stages, documents, seed, cache, PAD)
+
+
+def rows_of(stream, name="text", stage=0):
+    return stream.readings[stage][name].rows
 
 
 def equal(a, b):
@@ -78,7 +91,7 @@ def test_batches_equal_the_definition(memory_store, lengths, format, length, see
     if sum(n + format.bos + 1 for n in lengths) < length:
         return
     stream = make_stream(store, 6, length, rows, seed, format)
-    source = stream.sources["text"]
+    source = rows_of(stream)
     for step in (0, 3, 5):
         batch = stream[step]
         pieces = source.pieces(np.arange(step * rows, (step + 1) * rows))
@@ -118,7 +131,7 @@ def test_an_epoch_delivers_every_token_once(memory_store, lengths, length, seed)
     if sum(lengths) + len(lengths) < length:
         return
     stream = make_stream(store, 1, length, 1, seed)
-    source = stream.sources["text"]
+    source = rows_of(stream)
     for epoch in (0, 1, 2):
         ks = np.arange(source.rows_per_epoch) + epoch * source.rows_per_epoch
         batch = render(source.pieces(ks), source.documents, source.format, len(ks), length)
@@ -131,12 +144,12 @@ def test_an_epoch_delivers_every_token_once(memory_store, lengths, length, seed)
 
 def test_epochs_differ_in_order_and_seeds_too(memory_store):
     store = memory_store(list(range(5, 45)))
-    source = make_stream(store).sources["text"]
-    other = make_stream(store, seed=1).sources["text"]
+    source = rows_of(make_stream(store))
+    other = rows_of(make_stream(store, seed=1))
     first, second = source.index(0), source.index(1)
     assert not np.array_equal(first.documents, second.documents)
     assert not np.array_equal(first.documents, other.index(0).documents)
-    assert np.array_equal(first.documents, make_stream(store).sources["text"].index(0).documents)
+    assert np.array_equal(first.documents, rows_of(make_stream(store)).index(0).documents)
 
 
 @settings(deadline=None)
@@ -183,8 +196,9 @@ def test_documents_are_found_where_they_are_read(memory_store, lengths, seed):
                 read.setdefault(int(span["document"]), []).append(entry)
     for document in range(len(lengths) + 1):
         text = [
-            (p.step, p.row, p.offset, p.start) for p in stream.find("text", document) if p.start < stream.sources[
-                "text"].documents.text_lengths(np.array([document]))[0]
+            (p.step, p.row, p.offset, p.start)
+            for p in stream.find("text", document)
+            if p.start < rows_of(stream).documents.text_lengths(np.array([document]))[0]
         ]
         assert sorted(text) == sorted(read.get(document, []))
 

@@ -84,7 +84,7 @@ def train_once(steps: int = 8) -> dict:
 
     config = Config(
         model=gpt2(**SHAPE, ffn_width=4 * SHAPE["d_model"], context_length=LENGTH),
-        stages=(StageConfig("main", 1000, LENGTH, ROWS * LENGTH),),
+        stages=(StageConfig("main", 1000, sequence_length=LENGTH, tokens_per_step=ROWS * LENGTH),),
     )
     mesh = make_mesh(MeshConfig())
     optimizer = make_optimizer(config.optimizer)
@@ -123,10 +123,8 @@ def data(tokens: int) -> dict:
     """The data path alone: from the token store on disk to batches with masks and provenance, one thread."""
     from mixlab.corpus import tokenizer
     from mixlab.corpus.writer import finalise, write_shard
-    from mixlab.schedule.source import SourceRows
     from mixlab.schedule.stages import StageConfig, place_stages
     from mixlab.sequences.documents import Documents
-    from mixlab.sequences.format import FormatConfig
     from mixlab.stream import Stream
 
     rng = np.random.default_rng(0)
@@ -139,10 +137,11 @@ def data(tokens: int) -> dict:
         store = finalise(Path(folder), letters, [write_shard(Path(folder), 0, texts, rows, [], letters.vocab_size)], {})
         result["documents"], result["mean_document_tokens"] = len(lengths), float(lengths.mean())
         for length, rows in ((1024, 256), (8192, 32)):
-            stages = place_stages((StageConfig("main", 10**6, length, rows * length),))
             documents = Documents(store, np.arange(len(store)), (), (257,))
+            stage = StageConfig("main", 10**6, sequence_length=length, tokens_per_step=rows * length)
             began = time.process_time()
-            stream = Stream(stages, {"text": SourceRows("text", documents, FormatConfig(), length, 0, None)})
+            stages = place_stages((stage,), lambda *_, d=documents: int(d.lengths.sum()), 0)
+            stream = Stream(stages, lambda *_, d=documents: d)
             stream[0]
             result[f"length {length}: index, CPU-seconds"] = time.process_time() - began
             began, began_wall, read = time.process_time(), time.perf_counter(), 0

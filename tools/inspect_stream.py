@@ -8,7 +8,6 @@ import dataclasses
 import json
 import sys
 
-import numpy as np
 import pyarrow.compute as pc
 
 from mixlab import errors
@@ -44,7 +43,7 @@ def step_rows(data: Data, step: int, row: int | None) -> list[dict]:
     batch = stream[step]
     if row is not None and not 0 <= row < len(batch.tokens):
         raise UserError(f"--row={row}: a step has rows 0 to {len(batch.tokens) - 1}")
-    names = list(stream.sources)
+    names = stream.names
     rows = []
     for r in range(len(batch.tokens)) if row is None else [row]:
         spans = []
@@ -67,8 +66,8 @@ def step_rows(data: Data, step: int, row: int | None) -> list[dict]:
 def document_places(data: Data, asked: str) -> dict:
     """Every place of the run at which a document ("source:id" or "source:#number") is read."""
     source, colon, wanted = asked.partition(":")
-    if not colon or source not in data.stream.sources:
-        raise UserError(f"--document={asked}: write SOURCE:ID with a source of {', '.join(data.stream.sources)}")
+    if not colon or source not in data.stream.names:
+        raise UserError(f"--document={asked}: write SOURCE:ID with a source of {', '.join(data.stream.names)}")
     store = data.stores[source]
     if wanted.startswith("#") and wanted[1:].isdigit() and int(wanted[1:]) < len(store):
         document = int(wanted[1:])
@@ -78,8 +77,8 @@ def document_places(data: Data, asked: str) -> dict:
         raise UserError(f"--document={asked}: {source} has no document with this id (nor with this number)")
     metadata = store.metadata(document)
     places = [dataclasses.asdict(place) for place in data.stream.find(source, document)]
-    held_out = not np.isin(document, data.stream.sources[source].documents.ids)
-    return {"source": source, "document": document, "metadata": metadata, "held_out": bool(held_out), "places": places}
+    held_out = metadata["split"] != "train"
+    return {"source": source, "document": document, "metadata": metadata, "held_out": held_out, "places": places}
 
 
 def _rows_text(step: int, rows: list[dict]) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,23 +17,43 @@ from mixlab.sequences.format import FormatConfig
 from mixlab.sequences.index import Pieces, SequenceIndex
 
 KEPT_EPOCHS = 2  # indices held open: around an epoch boundary a batch reads two
+WINDOWS_PER_EPOCH = 16
+WINDOW_ROWS = 2**16  # at most
+
+
+class Cursor(NamedTuple):
+    """A place in a source's endless sequence of documents: all before it have been touched, none from it on."""
+
+    epoch: int = 0
+    position: int = 0  # in the epoch's document order
 
 
 class SourceRows:
-    """The endless sequence of a source's rows, read at any place.
+    """The endless sequence of a source's rows, cut in one way, from a place in its documents on; read at any k.
 
-    Every epoch has a document order of its own, from which rows are cut, and a row order of its own, so that the rows of a
-    long document are not read one after the other. Within an epoch no row is served twice.
+    Every epoch has a document order of its own, which depends on the source alone, not on how rows are cut. Rows are cut
+    from the documents in that order and shuffled within windows of a sixteenth of an epoch, so that the rows of a long
+    document are not read one after the other, and yet the documents touched by the first k rows are, but for one window,
+    the first of the order: `cursor_after` tells where other rows of the same source may begin so that no document is read
+    twice in an epoch.
 
     name: of the source; seeds derive from it, so other sources have no influence.
     row_length: tokens a row.   seed: of the run.   cache: folder for indices (None: memory only).
-    Raises UserError when the source cannot fill a single row.
+    Raises UserError when an epoch cannot fill a single row.
     """
 
     def __init__(
-        self, name: str, documents: Documents, format: FormatConfig, row_length: int, seed: int, cache: Path | None
+        self,
+        name: str,
+        documents: Documents,
+        format: FormatConfig,
+        row_length: int,
+        seed: int,
+        cache: Path | None,
+        start: Cursor = Cursor(),
     ):
         self.name, self.documents, self.format, self.row_length = name, documents, format, row_length
+        self.start = start
         self._seed, self._cache = seed_of(seed, "source", name), cache
         self.epoch_tokens = int(documents.lengths.sum())
         self.rows_per_epoch = self.epoch_tokens // row_length
@@ -41,6 +62,8 @@ class SourceRows:
                 f"sources.{name}: its {len(documents.ids)} training documents hold {self.epoch_tokens} tokens, less than "
                 f"one row of {row_length}; use a shorter sequence_length or more text"
             )
+        self._window = min(WINDOW_ROWS, -(-self.rows_per_epoch // WINDOWS_PER_EPOCH))
+        self._first_rows = self.rows_per_epoch if start.position == 0 else self._tokens_from_start() // row_length
         self.index = lru_cache(KEPT_EPOCHS)(self._index)
 
     def __getstate__(self):
@@ -50,26 +73,13 @@ class SourceRows:
         self.__dict__.update(state)
         self.index = lru_cache(KEPT_EPOCHS)(self._index)
 
-    def _index(self, epoch: int) -> SequenceIndex:
-        """The epoch's rows before they are shuffled; from the cache folder when they are there."""
-        path = self._cache / self._fingerprint(epoch) if self._cache else None
-        if path and path.is_dir():
-            return SequenceIndex.load(path)
-        order = permute(np.arange(len(self.documents.ids)), len(self.documents.ids), self._epoch_seed("documents", epoch))
-        index = concat_chunk(self.documents.ids[order], self.documents.lengths[order], self.row_length)
-        if not path:
-            return index
-        index.save(path)
-        return SequenceIndex.load(path)
-
     def pieces(self, ks: np.ndarray) -> Pieces:
         """The pieces of rows `ks` (int64 [R]) of the endless sequence, in that order."""
-        epochs, places = np.divmod(ks, self.rows_per_epoch)
+        epochs, places = self._locate(np.asarray(ks, np.int64))
         parts = []
-        for epoch in np.unique(epochs):
+        for epoch in np.unique(epochs).tolist():
             here = np.flatnonzero(epochs == epoch)
-            seed = self._epoch_seed("rows", int(epoch))
-            part = self.index(int(epoch)).pieces(permute(places[here], self.rows_per_epoch, seed))
+            part = self.index(epoch).pieces(self._shuffled(epoch, places[here], permute))
             parts.append((here[part.rows], part))
         if len(parts) == 1:
             return parts[0][1]
@@ -78,14 +88,34 @@ class SourceRows:
         columns = [np.concatenate([getattr(p, c) for _, p in parts])[order] for c in ("documents", "starts", "lengths")]
         return Pieces(rows[order], *columns)
 
-    def find(self, document: int, epoch: int) -> np.ndarray:
-        """int64 [n]: the k of every row of this epoch that holds a piece of `document`, ascending."""
-        rows = self.index(epoch).find(document)
-        places = unpermute(rows, self.rows_per_epoch, self._epoch_seed("rows", epoch))
-        return np.sort(places) + epoch * self.rows_per_epoch
+    def find(self, document: int, rows: int) -> np.ndarray:
+        """int64 [n]: every k below `rows` whose row holds a piece of `document`, ascending."""
+        found = []
+        for epoch in range(self.start.epoch, self._locate(np.array([max(rows - 1, 0)]))[0][0] + 1):
+            places = self._shuffled(epoch, self.index(epoch).find(document), unpermute)
+            found.append(places + (0 if epoch == self.start.epoch else self._before(epoch)))
+        ks = np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        return ks[ks < rows]
+
+    def cursor_after(self, rows: int) -> Cursor:
+        """The first place from which no document has been touched by rows 0 … rows - 1. Whole windows count as read."""
+        if rows == 0:
+            return self.start
+        epochs, places = self._locate(np.array([rows - 1]))
+        epoch, place = int(epochs[0]), int(places[0])
+        touched = min((place // self._window + 1) * self._window, self._rows_in(epoch)) * self.row_length
+        order = self._order(epoch)
+        begins = np.cumsum(self.documents.lengths[order])
+        begins = np.concatenate([[0], begins])
+        position = int(np.searchsorted(begins, touched)) + self._first_position(epoch)
+        return Cursor(epoch, position) if position < len(self.documents.ids) else Cursor(epoch + 1, 0)
+
+    def epochs_read(self, rows: int) -> float:
+        """How many passes over the source's text `rows` rows are."""
+        return rows * self.row_length / self.epoch_tokens
 
     def identity(self) -> dict:
-        """What decides the rows: the store's content, the documents chosen, what surrounds them, how rows are cut, the order."""
+        """What decides the rows: the store's content, the documents chosen, what surrounds them, how rows are cut, order."""
         return {
             "store": self.documents.store.fingerprint,
             "documents": hashlib.sha256(np.ascontiguousarray(self.documents.ids)).hexdigest(),
@@ -93,10 +123,57 @@ class SourceRows:
             "kind": self.format.kind,
             "row_length": self.row_length,
             "seed": self._seed,
+            "start": list(self.start),
         }
 
-    def _epoch_seed(self, what: str, epoch: int) -> int:
-        return seed_of(self._seed, what, epoch)
+    def _locate(self, ks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, place within the epoch's rows) of each k."""
+        later, places = np.divmod(ks - self._first_rows, self.rows_per_epoch)
+        first = ks < self._first_rows
+        return np.where(first, 0, later + 1) + self.start.epoch, np.where(first, ks, places)
+
+    def _before(self, epoch: int) -> int:
+        """Rows of all epochs before a later one."""
+        return self._first_rows + (epoch - self.start.epoch - 1) * self.rows_per_epoch
+
+    def _rows_in(self, epoch: int) -> int:
+        return self._first_rows if epoch == self.start.epoch else self.rows_per_epoch
+
+    def _first_position(self, epoch: int) -> int:
+        return self.start.position if epoch == self.start.epoch else 0
+
+    def _shuffled(self, epoch: int, places: np.ndarray, how) -> np.ndarray:
+        """`places` of an epoch, each moved within its window; `how` is permute or unpermute."""
+        windows, within = np.divmod(places, self._window)
+        out = np.empty_like(places)
+        for window in np.unique(windows).tolist():
+            here = windows == window
+            size = min(self._window, self._rows_in(epoch) - window * self._window)
+            out[here] = window * self._window + how(within[here], size, self._epoch_seed("rows", epoch, window))
+        return out
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The epoch's document order from the start on: numbers into `documents.ids`."""
+        count = len(self.documents.ids)
+        return permute(np.arange(self._first_position(epoch), count), count, self._epoch_seed("documents", epoch))
+
+    def _tokens_from_start(self) -> int:
+        return int(self.documents.lengths[self._order(self.start.epoch)].sum())
+
+    def _index(self, epoch: int) -> SequenceIndex:
+        """The epoch's rows before they are shuffled; from the cache folder when they are there."""
+        path = self._cache / self._fingerprint(epoch) if self._cache else None
+        if path and path.is_dir():
+            return SequenceIndex.load(path)
+        order = self._order(epoch)
+        index = concat_chunk(self.documents.ids[order], self.documents.lengths[order], self.row_length)
+        if not path:
+            return index
+        index.save(path)
+        return SequenceIndex.load(path)
+
+    def _epoch_seed(self, what: str, *numbers: int) -> int:
+        return seed_of(self._seed, what, *numbers)
 
     def _fingerprint(self, epoch: int) -> str:
         return hashlib.sha256(json.dumps([self.identity(), epoch], sort_keys=True).encode()).hexdigest()[:32]

@@ -13,6 +13,8 @@ class FormatConfig:
         the token store holds text alone.
     mask_documents: attention stays within a document. Off: over the whole row, across documents (as OLMo 2 trains).
     restart_positions: positions count from 0 in every document of a row, not from the row's start.
+    mask_repetitions: a row in which up to 13 tokens repeat 32 times or more in a row bears no loss (the instance filter of
+        OLMo 2, section 2.4.1); it is read and counted all the same.
     loss_across_documents: the last token of one document is trained to predict the first of the next (BOS, when there is
         one). Off: that position bears no loss.
     """
@@ -23,6 +25,7 @@ class FormatConfig:
     mask_documents: bool = True
     restart_positions: bool = True
     loss_across_documents: bool = False
+    mask_repetitions: bool = False
 
     def problems(self, where: str) -> list[str]:
         if self.kind != "concat_chunk":

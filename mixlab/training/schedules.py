@@ -1,16 +1,15 @@
 """The learning rate as a pure function of the step (OLMo 2 section 2 for the truncated cosine).
 
 A schedule covers the steps [0, total_steps) of one stretch of training. `step` counts the updates made before
-this one, so warm-up begins at 0 and reaches the peak at `warmup_steps`. A run of several stages is a sum of
-such stretches: call `learning_rate(stage.schedule, step - stage.first_step, stage.steps)`. A stage that
-starts where another ended sets its peak to `learning_rate(previous, previous_steps, previous_steps)`.
+this one, so warm-up begins at 0 and reaches the peak at `warmup_steps`. A run of several stages is
+made of such stretches, put together by `compose`.
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 KINDS = ("cosine", "linear", "constant", "wsd")
@@ -27,11 +26,12 @@ class ScheduleConfig:
     horizon_steps: where cosine and linear end; None is the length of the stretch. A horizon beyond the last
         step truncates the schedule and does not compress it, as in OLMo 2; after the horizon the rate stays
         at the floor.
+    peak: the highest rate; None, in a stage's own rule: what the stage before had come to.
     decay_shape: "linear", or "1-sqrt" (1 - sqrt(progress)).
     """
 
     kind: str = "cosine"
-    peak: float = 3e-4
+    peak: float | None = 3e-4
     final_fraction: float = 0.1
     warmup_steps: int = 0
     horizon_steps: int | None = None
@@ -53,9 +53,9 @@ def learning_rate(config: ScheduleConfig, step, total_steps: int):
     a jax array or tracer: the answer is float32, good to six digits, also next to zero. `total_steps` is a
     Python integer.
     """
-    on_device = isinstance(step, jax.Array)
-    xp = jnp if on_device else np
-    as_float = (lambda x: jnp.asarray(x, jnp.float32)) if on_device else (lambda x: np.asarray(x, np.float64))
+    on_device = not isinstance(step, int | np.integer | np.ndarray)
+    xp = _jax_numpy() if on_device else np
+    as_float = lambda x: xp.asarray(x, xp.float32 if on_device else xp.float64)  # noqa: E731
     warmup = config.warmup_steps
     start, end = warmup, total_steps if config.horizon_steps is None else config.horizon_steps
     if config.kind == "wsd":
@@ -78,6 +78,62 @@ def learning_rate(config: ScheduleConfig, step, total_steps: int):
     return float(rate) if not on_device and np.ndim(rate) == 0 else rate
 
 
+def _jax_numpy():
+    import jax.numpy  # here, so that planning a run does not need jax
+
+    return jax.numpy
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """A schedule and the steps of the run that it covers, counted from the run's first."""
+
+    first_step: int
+    steps: int
+    schedule: ScheduleConfig
+
+
+def compose(
+    run: ScheduleConfig, stages: Sequence[tuple[int, ScheduleConfig | None]]
+) -> tuple[tuple[int, Stretch], ...]:
+    """The learning rate of a run of stages, given as (steps, own schedule or None): (first step of the stage, the stretch
+    that rules it) for each.
+
+    Stages without a rule of their own follow the run's, one stretch from the first step to the end of the last of them; a
+    stage's own rule covers its own steps. A stage's peak of None is the rate that the stage before it had come to.
+    """
+    ends = list(itertools.accumulate(steps for steps, _ in stages))
+    followers = [end for end, (_, own) in zip(ends, stages, strict=True) if own is None]
+    whole = Stretch(0, followers[-1] if followers else 0, run)
+    ruled: list[tuple[int, Stretch]] = []
+    for (steps, own), end in zip(stages, ends, strict=True):
+        first = end - steps
+        stretch = whole
+        if own is not None:
+            if own.peak is None:
+                own = dataclasses.replace(own, peak=rate_of(ruled[-1][1], first) if ruled else run.peak)
+            stretch = Stretch(first, steps, own)
+        ruled.append((first, stretch))
+    return tuple(ruled)
+
+
+def rate_of(stretch: Stretch, step):
+    """The learning rate of a step of the run by one stretch's rule."""
+    return learning_rate(stretch.schedule, step - stretch.first_step, stretch.steps)
+
+
+def composed_rate(ruled: Sequence[tuple[int, Stretch]], step):
+    """The learning rate of a step of the run; `step` as in `learning_rate`."""
+    on_device = not isinstance(step, int | np.integer | np.ndarray)
+    rate = rate_of(ruled[0][1], step)
+    for first, stretch in ruled[1:]:
+        if on_device:
+            rate = _jax_numpy().where(step >= first, rate_of(stretch, step), rate)
+        elif step >= first:
+            rate = rate_of(stretch, step)
+    return rate
+
+
 def problems(config: ScheduleConfig, total_steps: int, key: str = "schedule") -> list[str]:
     """What is wrong with the schedule for a stretch of `total_steps`; one message each, naming
     `key.field`."""
@@ -89,7 +145,7 @@ def problems(config: ScheduleConfig, total_steps: int, key: str = "schedule") ->
 
     check(config.kind in KINDS, "kind", f"{config.kind!r} is unknown; use one of {', '.join(KINDS)}")
     check(
-        math.isfinite(config.peak) and config.peak >= 0,
+        config.peak is None or (math.isfinite(config.peak) and config.peak >= 0),
         "peak",
         f"{config.peak} is not a learning rate; use a number of at least 0",
     )

@@ -10,7 +10,7 @@ from mixlab.config import Config
 from mixlab.parallel.mesh import batch_sharding, replicated
 from mixlab.training.loss import cross_entropy
 from mixlab.training.optimizer import apply_gradients
-from mixlab.training.schedules import learning_rate
+from mixlab.training.schedules import composed_rate
 from mixlab.training.state import Layout, State
 
 Arrays = dict[str, jax.Array]
@@ -20,10 +20,11 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
     """(state, batch) -> (state, metrics).
 
     batch: the five arrays of stream.Batch.   metrics, float32 scalars: loss (mean over the weights of the global batch,
-    without z-loss), z_loss (its weighted addition), grad_norm (before clipping), learning_rate, loss_tokens, skipped.
+    without z-loss), z_loss (its weighted addition), grad_norm (before clipping), learning_rate, loss_tokens,
+    rows_without_loss, skipped.
     An update whose loss or gradient is not finite leaves parameters and moments as they were, bit for bit; the step counts.
     """
-    settings, vocab_size, total_steps = config.training, config.model.vocab_size, config.total_steps
+    settings, vocab_size, rates = config.training, config.model.vocab_size, config.learning_rates
 
     def loss_sum(params, batch: Arrays, normaliser):
         """Sum over these rows, divided by the weight of the whole global batch."""
@@ -58,7 +59,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
         loss_tokens = batch["loss_weights"].sum()
         normaliser = jnp.maximum(loss_tokens, 1.0)
         (total, z_loss), gradient = gradients(state["params"], batch, normaliser)
-        rate = learning_rate(config.schedule, state["step"], total_steps)
+        rate = composed_rate(rates, state["step"])
         params, opt_state, grad_norm = apply_gradients(
             optimizer, gradient, state["opt_state"], state["params"], rate
         )
@@ -73,6 +74,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
             "grad_norm": grad_norm,
             "learning_rate": rate,
             "loss_tokens": loss_tokens,
+            "rows_without_loss": (batch["loss_weights"].sum(axis=1) == 0).sum(),
             "skipped": 1.0 - finite,
         }
         return updated | {"step": state["step"] + 1}, jax.tree.map(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixlab.training.schedules import ScheduleConfig, learning_rate, problems
+from mixlab.training.schedules import ScheduleConfig, compose, composed_rate, learning_rate, problems
 
 OLMO_7B = ScheduleConfig(kind="cosine", peak=3e-4, final_fraction=0.1, warmup_steps=2000, horizon_steps=1_192_093)
 OLMO_1B = dataclasses.replace(OLMO_7B, peak=4e-4, warmup_steps=4000, horizon_steps=2_384_186)
@@ -127,3 +127,51 @@ def test_rises_then_never_rises_again_and_both_forms_agree(drawn, data):
 def test_problems_name_the_key(change, field):
     found = problems(dataclasses.replace(ScheduleConfig(), **change), 100, key="stages.0.schedule")
     assert len(found) == 1 and found[0].startswith(f"stages.0.schedule.{field}: ")
+
+
+# --- runs of several stages ---
+
+
+def test_stages_without_a_rule_follow_the_runs():
+    run = ScheduleConfig("cosine", peak=1e-3, warmup_steps=10)
+    ruled = compose(run, [(60, None), (40, None)])
+    for step in range(100):
+        assert composed_rate(ruled, step) == learning_rate(run, step, 100)
+
+
+def test_an_anneal_starts_where_the_trunk_had_come_to_and_ends_at_zero():
+    """OLMo 2 7B: truncated cosine over 5T tokens, then linear to zero (fixture A; the joint by the formula)."""
+    horizon = round(5e12 / 4_194_304)
+    trunk = ScheduleConfig("cosine", peak=3e-4, warmup_steps=2000, horizon_steps=horizon)
+    anneal = ScheduleConfig("linear", peak=None, final_fraction=0.0)
+    ruled = compose(trunk, [(928_646, None), (11_921, anneal)])
+    assert composed_rate(ruled, 928_646) == pytest.approx(6.1351e-5, rel=1e-5)
+    assert composed_rate(ruled, 928_646 + 11_921) == 0
+    named = compose(trunk, [(928_646, None), (11_921, dataclasses.replace(anneal, peak=6.1499e-5))])
+    for local, expected in ((0, 6.1499e-5), (5_960, 3.07521e-5), (11_920, 5.1589e-9)):
+        assert composed_rate(named, 928_646 + local) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_composed_rate_agrees_on_device_and_with_a_formula_of_its_own():
+    run = ScheduleConfig("linear", peak=2e-3, warmup_steps=20, final_fraction=0.1)
+    rewarm = ScheduleConfig("constant", peak=5e-4, warmup_steps=30)
+    last = ScheduleConfig("linear", peak=None, final_fraction=0.0)
+    ruled = compose(run, [(200, None), (100, rewarm), (50, last)])
+
+    def formula(step):
+        if step < 200:
+            return 2e-3 * step / 20 if step < 20 else 2e-3 * (0.1 + 0.9 * (200 - step) / 180)
+        if step < 300:
+            return 5e-4 * min((step - 200) / 30, 1)
+        return 5e-4 * (350 - step) / 50
+
+    on_device = jax.jit(lambda step: composed_rate(ruled, step))
+    for step in np.random.default_rng(0).integers(0, 350, 100).tolist() + [199, 200, 299, 300, 349]:
+        assert composed_rate(ruled, step) == pytest.approx(formula(step), rel=1e-9, abs=1e-15)
+        assert float(on_device(step)) == pytest.approx(formula(step), rel=1e-6, abs=1e-12)
+
+
+def test_a_stage_between_may_have_its_own_rule():
+    run = ScheduleConfig("constant", peak=1e-3)
+    ruled = compose(run, [(10, None), (10, ScheduleConfig("constant", peak=5e-4)), (10, None)])
+    assert [composed_rate(ruled, step) for step in (5, 15, 25)] == [1e-3, 5e-4, 1e-3]

@@ -20,7 +20,7 @@ ROWS, LENGTH = 4, 16
 def config(**training):
     return Config(
         model=llama(layers=2, d_model=32, heads=2, vocab_size=61, context_length=LENGTH),
-        stages=(StageConfig("main", 20, LENGTH, ROWS * LENGTH),),
+        stages=(StageConfig("main", 20, sequence_length=LENGTH, tokens_per_step=ROWS * LENGTH),),
         schedule=ScheduleConfig("constant", peak=1e-2),
         training=TrainingConfig(**training),
     )

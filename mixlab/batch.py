@@ -1,0 +1,165 @@
+"""Batch: what the model gets of some rows, with the provenance of every token; and how pieces become one."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from mixlab.sequences.documents import Documents
+from mixlab.sequences.format import FormatConfig
+from mixlab.sequences.index import Pieces
+from mixlab.sequences.repetition import repeats_in_rows
+
+
+class Kind(IntEnum):
+    """What put a token where it is."""
+
+    PADDING = 0
+    TEXT = 1
+    BOS = 2
+    EOS = 3
+
+
+SPAN = np.dtype(
+    [
+        ("row", np.int32),
+        ("offset", np.int32),
+        ("length", np.int32),
+        ("kind", np.uint8),
+        ("source", np.int16),
+        ("document", np.int64),
+        ("start", np.int64),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input, or some rows of it.
+
+    tokens, targets: int32 [B, L]; the target of a position is the token that follows it, also past the row's end when the
+        document goes on there.
+    loss_weights: float32 [B, L]; 0 where the target bears no loss.
+    segment_ids: int32 [B, L]; documents of a row from 1 on (all 1 without document masking), 0 for padding.
+    positions: int32 [B, L]; within the document, or within the row when positions do not restart.
+    spans: SPAN [S]; the provenance. Every position of every row lies in exactly one span: `length` tokens of `kind` from
+        `offset` on in `row`, of document `document` of source number `source` (its text from `start` on, for TEXT).
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    loss_weights: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    spans: np.ndarray
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the device needs: the five [B, L] arrays by name."""
+        return {name: value for name, value in vars(self).items() if name != "spans"}
+
+
+def render(
+    pieces: Pieces, documents: Documents, format: FormatConfig, rows: int, length: int, source: int = 0, pad: int = 0
+) -> Batch:
+    """Pieces to tokens, targets, loss weights, segments, positions and provenance; all at once, no loop over rows.
+
+    Rows are laid out with one token more than `length`, the target of the last position: the next token of the document
+    that is cut there, else padding.
+    """
+    pieces = _one_more(pieces, documents, rows, length)
+    spans = _spans(pieces, documents, source)
+    kinds, counts = spans["kind"], spans["length"]
+
+    flat = np.repeat(np.array([pad, pad, *_special(documents)], np.int32)[kinds], counts)
+    text = spans[kinds == Kind.TEXT]
+    buffer = np.empty(int(text["length"].sum()), np.int32)
+    documents.store.read(text["document"], text["start"], text["length"], buffer)
+    flat[np.repeat(kinds == Kind.TEXT, counts)] = buffer
+
+    real = pieces.documents >= 0
+    firsts = np.searchsorted(pieces.rows, np.arange(rows))
+    number = np.where(real, np.arange(len(real)) - firsts[pieces.rows] + 1, 0)
+    number = np.repeat(number.astype(np.int32), pieces.lengths).reshape(rows, length + 1)
+    same_document = number[:, :-1] == number[:, 1:]
+    weights = (number[:, 1:] > 0) & (number[:, :-1] > 0)
+    if not format.loss_across_documents:
+        weights &= same_document
+    if format.mask_repetitions:
+        tokens = flat.reshape(rows, length + 1)[:, :-1]
+        weights[repeats_in_rows(tokens, (number[:, :-1] > 0).sum(axis=1))] = False
+
+    if format.restart_positions:
+        begins = np.cumsum(pieces.lengths) - pieces.lengths
+        positions = np.arange(rows * (length + 1)) - np.repeat(begins, pieces.lengths)
+        positions = positions.astype(np.int32).reshape(rows, length + 1)[:, :-1]
+    else:
+        positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+
+    flat = flat.reshape(rows, length + 1)
+    segments = number[:, :-1] if format.mask_documents else (number[:, :-1] > 0).astype(np.int32)
+    return Batch(
+        tokens=np.ascontiguousarray(flat[:, :-1]),
+        targets=np.ascontiguousarray(flat[:, 1:]),
+        loss_weights=weights.astype(np.float32),
+        segment_ids=np.ascontiguousarray(segments),
+        positions=np.ascontiguousarray(positions),
+        spans=_without_targets(spans, length),
+    )
+
+
+def _special(documents: Documents) -> tuple[int, int]:
+    """The ids of BOS and EOS where the documents have them (0 stands in for an absent one, which no span names)."""
+    return (documents.prefix or (0,))[0], (documents.suffix or (0,))[0]
+
+
+def _one_more(pieces: Pieces, documents: Documents, rows: int, length: int) -> Pieces:
+    """The pieces with every row filled up to length + 1: by the next token of the document cut at its end, then by padding
+    (a piece of document -1)."""
+    lengths = pieces.lengths.copy()
+    lasts = np.searchsorted(pieces.rows, np.arange(rows), side="right") - 1
+    full = np.bincount(pieces.rows, lengths, rows).astype(np.int64)
+    ends = pieces.starts[lasts] + lengths[lasts]
+    goes_on = (full == length) & (ends < documents.virtual_lengths(pieces.documents[lasts]))
+    lengths[lasts[goes_on]] += 1
+    missing = length + 1 - full - goes_on
+    padded = np.flatnonzero(missing)
+    after = lasts[padded] + 1
+    return Pieces(
+        np.insert(pieces.rows, after, padded),
+        np.insert(pieces.documents, after, -1),
+        np.insert(pieces.starts, after, 0),
+        np.insert(lengths, after, missing[padded]),
+    )
+
+
+def _spans(pieces: Pieces, documents: Documents, source: int) -> np.ndarray:
+    """SPAN [S]: each piece cut into its prefix, text and suffix; empty spans left out."""
+    real = pieces.documents >= 0
+    before = len(documents.prefix)
+    text = np.zeros(len(real), np.int64)
+    text[real] = documents.text_lengths(pieces.documents[real])
+    ends = pieces.starts + pieces.lengths
+    in_prefix = np.where(real, np.clip(np.minimum(ends, before) - pieces.starts, 0, None), 0)
+    in_suffix = np.where(real, np.clip(ends - np.maximum(pieces.starts, before + text), 0, None), 0)
+    spans = np.zeros((len(real), 3), SPAN)
+    spans["row"] = pieces.rows[:, None]
+    spans["source"] = source
+    spans["document"] = pieces.documents[:, None]
+    spans["length"][:, 0] = in_prefix
+    spans["length"][:, 1] = pieces.lengths - in_prefix - in_suffix
+    spans["length"][:, 2] = in_suffix
+    spans["kind"] = [Kind.BOS, Kind.TEXT, Kind.EOS]
+    spans["kind"][~real, 1] = Kind.PADDING
+    spans["start"][:, 1] = np.clip(pieces.starts - before, 0, None)
+    spans = spans[spans["length"] > 0]
+    begins = np.cumsum(spans["length"]) - spans["length"]
+    first_of_row = np.searchsorted(spans["row"], spans["row"])
+    spans["offset"] = begins - begins[first_of_row]
+    return spans
+
+
+def _without_targets(spans: np.ndarray, length: int) -> np.ndarray:
+    """The spans of the first `length` tokens of each row."""
+    spans = spans[spans["offset"] < length].copy()
+    spans["length"] = np.minimum(spans["length"], length - spans["offset"])
+    return spans
