@@ -130,10 +130,19 @@ def test_accelerator_kernels_lower_for_their_platform(platform, head_dim):
 
     q, kv = (jax.ShapeDtypeStruct((2, 300, heads, head_dim), jnp.bfloat16) for heads in (4, 2))
     segments = jax.ShapeDtypeStruct((2, 300), jnp.int32)
-    calls = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
-    exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform], disabled_checks=calls)(
-        q, kv, kv, segments
+    checks = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    # From jax 0.12 on the Triton compiler asks which GPU it compiles for.
+    device = jax.sharding.AbstractDevice(
+        **{
+            "tpu": dict(device_kind="TPU v5e", num_cores=1, platform="tpu"),
+            "cuda": dict(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"),
+        }[platform]
     )
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform], disabled_checks=checks)(
+            q, kv, kv, segments
+        )
     assert {"tpu": "tpu_custom_call", "cuda": "xla.gpu.triton"}[platform] in exported.mlir_module()
 
 
