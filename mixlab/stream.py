@@ -46,8 +46,9 @@ class Stream:
     stages: the run, from `place_stages`.   documents: (source, format) -> the documents to read with what surrounds them.
     seed: of the run.   cache: folder for indices (None: memory only).   pad_id: fills what no document does.
 
-    A stage reads on where the one before left a source: in its rows, if both cut them alike, else from the next document
-    that no earlier stage has touched. Sources are numbered in alphabetical order.
+    A stage reads on where the one before left a source: in its rows, if both cut them alike, else from the next
+    document that no earlier stage has touched; a stage with a seed reads what is left in an order of its own. Sources
+    are numbered in alphabetical order.
     """
 
     def __init__(
@@ -67,10 +68,13 @@ class Stream:
             for name, count in stage.rows_of().items():
                 how = (stage.format.kind, stage.format.bos, stage.format.eos, stage.sequence_length)
                 before, rows, done = latest.get(name, (None, None, 0))
-                if rows is None or before != how:
+                if rows is None or before != how or stage.seed is not None:
                     start = rows.cursor_after(done) if rows is not None else Cursor()
+                    reordered = rows.reordered if rows is not None else ()
+                    reordered += () if stage.seed is None else ((start, stage.seed),)
                     chosen = documents(name, stage.format)
-                    rows, done = SourceRows(name, chosen, stage.format, stage.sequence_length, seed, cache, start), 0
+                    rows = SourceRows(name, chosen, stage.format, stage.sequence_length, seed, cache, start, reordered)
+                    done = 0
                 readings[name] = Reading(rows, done)
                 latest[name] = (how, rows, done + count)
             self.readings.append(readings)

@@ -39,6 +39,8 @@ class SourceRows:
 
     name: of the source; seeds derive from it, so other sources have no influence.
     row_length: tokens a row.   seed: of the run.   cache: folder for indices (None: memory only).
+    reordered: (place, seed) of every stage that read on in an order of its own: from that place on, the documents left
+        are read in an order given by this seed, and so are those of later epochs.
     Raises UserError when an epoch cannot fill a single row.
     """
 
@@ -51,9 +53,10 @@ class SourceRows:
         seed: int,
         cache: Path | None,
         start: Cursor = Cursor(),
+        reordered: tuple[tuple[Cursor, int], ...] = (),
     ):
         self.name, self.documents, self.format, self.row_length = name, documents, format, row_length
-        self.start = start
+        self.start, self.reordered = start, reordered
         self._seed, self._cache = seed_of(seed, "source", name), cache
         self.epoch_tokens = int(documents.lengths.sum())
         self.rows_per_epoch = self.epoch_tokens // row_length
@@ -116,7 +119,8 @@ class SourceRows:
 
     def identity(self) -> dict:
         """What decides the rows: the store's content, the documents chosen, what surrounds them, how rows are cut, order."""
-        return {
+        reordered = {"reordered": [[*place, seed] for place, seed in self.reordered]} if self.reordered else {}
+        return reordered | {
             "store": self.documents.store.fingerprint,
             "documents": hashlib.sha256(np.ascontiguousarray(self.documents.ids)).hexdigest(),
             "around": [list(self.documents.prefix), list(self.documents.suffix)],
@@ -155,7 +159,12 @@ class SourceRows:
     def _order(self, epoch: int) -> np.ndarray:
         """The epoch's document order from the start on: numbers into `documents.ids`."""
         count = len(self.documents.ids)
-        return permute(np.arange(self._first_position(epoch), count), count, self._epoch_seed("documents", epoch))
+        order = permute(np.arange(count), count, self._epoch_seed("documents", epoch))
+        for place, seed in self.reordered:
+            if place.epoch <= epoch:
+                left = order[place.position if place.epoch == epoch else 0 :]
+                left[:] = left[permute(np.arange(len(left)), len(left), self._epoch_seed("reordered", seed, epoch))]
+        return order[self._first_position(epoch) :]
 
     def _tokens_from_start(self) -> int:
         return int(self.documents.lengths[self._order(self.start.epoch)].sum())

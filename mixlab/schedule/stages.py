@@ -22,6 +22,8 @@ class StageConfig:
     mixture: source -> what the stage asks of it; a bare number is a weight, a share of the tokens up to a common factor.
     format: how documents become rows.
     schedule: the stage's own rule for the learning rate, over its own steps; None: the run's rule goes on.
+    seed: reads in another order what the stages before have left of its sources, and all later epochs; None: the run's
+        order goes on. Runs that differ in nothing else share all that comes before (members of a soup; OLMo 2, 5.3).
     """
 
     name: str = "main"
@@ -33,6 +35,7 @@ class StageConfig:
     mixture: dict[str, float | SourceRequest] = field(default_factory=lambda: {"text": 1.0})
     format: FormatConfig = FormatConfig()
     schedule: ScheduleConfig | None = None
+    seed: int | None = None
 
     def length_steps(self, total_tokens: int | None) -> int:
         """Steps of the stage; 0 where the length is not a number of whole steps (`problems` tells)."""
@@ -100,7 +103,7 @@ class StageConfig:
 class Stage:
     """A stage with its place in the run; steps count from 0 over the whole run.
 
-    shares: what each source gets.   mixture: which row is whose."""
+    shares: what each source gets.   mixture: which row is whose.   seed: of the stage's own order, or None."""
 
     name: str
     first_step: int
@@ -110,6 +113,7 @@ class Stage:
     shares: dict[str, SourceShare]
     mixture: Mixture
     format: FormatConfig
+    seed: int | None = None
 
     @property
     def last_step(self) -> int:
@@ -154,12 +158,11 @@ def place_stages(
             {name: share.share for name, share in shares.items()},
             rows_per_step * mixing_block_steps(steps),
             steps * rows_per_step,
-            seed_of(seed, "stage", config.name),
+            seed_of(seed, "stage", config.name, *(() if config.seed is None else (config.seed,))),
         )
         problems += mixture.problems(where)
-        stages.append(
-            Stage(config.name, first, steps, config.sequence_length, rows_per_step, shares, mixture, config.format)
-        )
+        length, format = config.sequence_length, config.format
+        stages.append(Stage(config.name, first, steps, length, rows_per_step, shares, mixture, format, config.seed))
         first += steps
     if problems:
         raise UserError("the mixture cannot be served:\n" + "\n".join(f"  - {problem}" for problem in problems))

@@ -113,6 +113,36 @@ def test_a_variant_of_the_second_stage_leaves_the_first_alone(stores):
     assert not np.array_equal(runs[0][10].tokens, runs[1][10].tokens)
 
 
+def test_a_stages_seed_reorders_what_is_left_and_nothing_else(stores):
+    """Microanneals from one trunk: the same trunk, other orders after it, and no document of the trunk read again."""
+    trunk = stage("trunk", 20, {"web": 0.8, "code": 0.2})
+    runs = [
+        run_of([trunk, stage("anneal", 8, {"web": 0.5, "books": 0.5}, seed=seed)], stores) for seed in (None, 1, 2, 1)
+    ]
+    plain, first, second, again = ([run[step].tokens for step in range(20, 28)] for run in runs)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second) and not np.array_equal(first, plain)
+    for run in runs[1:]:
+        assert run.identity()[0] == runs[0].identity()[0]
+        assert all(np.array_equal(run[step].tokens, runs[0][step].tokens) for step in range(20))
+        before, after = (run.readings[i]["web"].rows.pieces(np.arange(n)) for i, n in enumerate((64, 16)))
+        assert not set(before.documents) & set(after.documents)
+    assert len({run.fingerprint() for run in runs}) == 3
+
+
+def test_a_whole_epoch_in_another_order_is_the_same_text(stores):
+    """With or without a seed, and after a stage that reordered before, an epoch holds every document once."""
+    for seeds in ((None, None), (1, None), (1, 2), (None, 2)):
+        stages = [stage("a", 10, {"web": 1.0}, seed=seeds[0]), stage("b", 10, {"web": 1.0}, 32, 2, seed=seeds[1])]
+        rows = run_of(stages, stores).readings[1]["web"].rows
+        start = rows.start
+        assert start.epoch == 0 and start.position > 0
+        unread, whole = rows._order(0), rows._order(1)
+        read = run_of(stages[:1], stores).readings[0]["web"].rows._order(0)[: start.position]
+        count = len(stores["web"].texts)
+        assert sorted([*read, *unread]) == sorted(whole) == list(range(count))
+
+
 def test_one_sources_weight_changes_no_other_sources_order(stores):
     def order(mixture, name):
         stream = run_of([stage("s", 30, mixture)], stores)
