@@ -33,7 +33,8 @@ class SourceConfig:
 
     store: the folder of a token store, or "embedded" for the corpus made from this Python installation.
     where: only documents for which this holds: metadata column -> a value, a list of values, or {"min": …, "max": …}.
-    declared_tokens: how much text there is, for planning where the store is not at hand; not used once it is.
+    declared_tokens: of one pass over it, what the format adds to documents included, for planning where the store is
+        not at hand; not used once it is.
     """
 
     store: str = "embedded"
@@ -220,6 +221,9 @@ def check(config: Config) -> list[str]:
                 found.append(f"{group}.{key} = {value}: must be at least {least}")
     if not re.fullmatch(r"[\w.-]+", config.name):
         found.append(f"name = {config.name!r}: letters, digits, '.', '_' and '-' only; it names the run's folder")
+    for name, source in config.sources.items():
+        if source.declared_tokens is not None and source.declared_tokens < 1:
+            found.append(f"sources.{name}.declared_tokens = {source.declared_tokens}: must be at least 1")
     if "embedded" in {source.store for source in config.sources.values()} and config.tokenizer is None:
         found.append("tokenizer = None: the embedded corpus needs one; use 'bytes', 'bpe:4096' or a tokenizer.json")
     return found

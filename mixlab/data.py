@@ -1,6 +1,8 @@
 """From a configuration to what is read: stores, tokenizer, the stream, and the documents held out from it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,12 +13,14 @@ from mixlab.corpus.filters import matches
 from mixlab.corpus.store import TokenStore
 from mixlab.corpus.tokenizer import Tokenizer, load
 from mixlab.errors import UserError
-from mixlab.schedule.stages import place_stages
+from mixlab.schedule.stages import Stage, place_stages
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
 from mixlab.stream import Stream
 
 VERIFIED_BYTES = 2**30  # of tokens: about a second's reading
+
+Chosen = dict[str, dict[str, np.ndarray]]  # source -> split -> ids of the documents to read
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,69 @@ class Data:
     held_out: dict[str, tuple[TokenStore, np.ndarray]]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a run can be planned from while some or all of its text is elsewhere.
+
+    stores: those at hand.   declared: tokens of the other sources, as the configuration has them.
+    epoch_tokens: (source, format) -> tokens of one pass over it, by its store or as declared."""
+
+    stages: tuple[Stage, ...]
+    stores: dict[str, TokenStore]
+    declared: dict[str, int]
+    epoch_tokens: Callable[[str, FormatConfig], int]
+
+
+def declared_sizes(config: Config) -> dict[str, int]:
+    """Source -> declared tokens, of the sources without a store at hand: enough to plan with, not to train on."""
+    return {
+        name: source.declared_tokens
+        for name, source in config.sources.items()
+        if source.declared_tokens is not None and source.store != "embedded" and not Path(source.store).exists()
+    }
+
+
+def open_sizes(config: Config, verify: bool = False) -> Sizes:
+    """As `open_data`, but a source whose store is not there has the size that it declares."""
+    declared = declared_sizes(config)
+    stores = _open_stores(config, set(config.sources) - set(declared), verify)
+    documents = _documents(config, stores, _tokenizer(config, stores))[0] if stores else None
+
+    def epoch_tokens(name: str, format: FormatConfig) -> int:
+        return declared[name] if name in declared else int(documents(name, format).lengths.sum())
+
+    stages = place_stages(config.stages, epoch_tokens, config.seed, config.total_tokens)
+    return Sizes(stages, stores, declared, epoch_tokens)
+
+
 def open_data(config: Config, verify: bool = False) -> Data:
-    """Opens, and where needed builds, everything the configuration reads. Stores of up to VERIFIED_BYTES are read through
-    and compared with their checksums, all stores with `verify`.
+    """Opens, and where needed builds, everything the configuration reads. Stores of up to VERIFIED_BYTES are read
+    through and compared with their checksums, all stores with `verify`.
 
     Raises UserError, before anything is trained: a store that is missing or damaged, stores of different tokenizers, a
     tokenizer that is not the stores', a vocabulary larger than the model's, a source with too little text."""
-    stores = {name: _open_store(name, source.store, config.tokenizer, verify) for name, source in config.sources.items()}
+    if declared := declared_sizes(config):
+        listed = "\n".join(f"  - sources.{name}.store: there is no {config.sources[name].store}" for name in declared)
+        raise UserError(
+            f"the text is not at hand, and declared_tokens serve the plan alone (tools/plan.py):\n{listed}\n"
+            "Make each with tools/prepare_corpus.py --output=DIR, or give its folder: --config.sources.NAME.store=DIR"
+        )
+    stores = _open_stores(config, set(config.sources), verify)
     tokenizer = _tokenizer(config, stores)
-    chosen = {name: _chosen(name, source, stores[name]) for name, source in config.sources.items()}
+    documents, chosen = _documents(config, stores, tokenizer)
+    stages = place_stages(
+        config.stages, lambda name, format: int(documents(name, format).lengths.sum()), config.seed, config.total_tokens
+    )
+    stream = Stream(stages, documents, config.seed, cache_folder() / "indices", tokenizer.pad_id or 0)
+    held_out = _held_out(stores, {name: splits["validation"] for name, splits in chosen.items()})
+    return Data(stores, tokenizer, stream, held_out)
+
+
+def _documents(
+    config: Config, stores: dict[str, TokenStore], tokenizer: Tokenizer
+) -> tuple[Callable[[str, FormatConfig], Documents], Chosen]:
+    """(source, format) -> the documents to train on with what surrounds them; and what was chosen of each store."""
+    chosen = {name: _chosen(name, config.sources[name], store) for name, store in stores.items()}
 
     def documents(name: str, format: FormatConfig) -> Documents:
         if format.bos and tokenizer.bos_id is None:
@@ -46,12 +104,7 @@ def open_data(config: Config, verify: bool = False) -> Data:
         suffix = (tokenizer.eos_id,) if format.eos else ()
         return Documents(stores[name], chosen[name]["train"], prefix, suffix)
 
-    stages = place_stages(
-        config.stages, lambda name, format: int(documents(name, format).lengths.sum()), config.seed, config.total_tokens
-    )
-    stream = Stream(stages, documents, config.seed, cache_folder() / "indices", tokenizer.pad_id or 0)
-    held_out = _held_out(stores, {name: splits["validation"] for name, splits in chosen.items()})
-    return Data(stores, tokenizer, stream, held_out)
+    return documents, chosen
 
 
 def _chosen(name: str, source: SourceConfig, store: TokenStore) -> dict[str, np.ndarray]:
@@ -64,6 +117,15 @@ def _chosen(name: str, source: SourceConfig, store: TokenStore) -> dict[str, np.
         what = f"no training document for which {source.where} holds" if source.where else "no training documents"
         raise UserError(f"sources.{name}: {store.path} has {what}; prepare it with more text, or change the condition")
     return ids
+
+
+def _open_stores(config: Config, names: set[str], verify: bool) -> dict[str, TokenStore]:
+    """The stores of the sources in `names`, in the configuration's order."""
+    return {
+        name: _open_store(name, source.store, config.tokenizer, verify)
+        for name, source in config.sources.items()
+        if name in names
+    }
 
 
 def _open_store(name: str, location: str, tokenizer: str | None, verify: bool) -> TokenStore:
@@ -86,13 +148,14 @@ def _tokenizer(config: Config, stores: dict[str, TokenStore]) -> Tokenizer:
                 f"({store.tokenizer().name} and {other.tokenizer().name}); prepare one of them again"
             )
     tokenizer = store.tokenizer()
-    prepared = [name for name, source in config.sources.items() if source.store != "embedded"]
+    prepared = [name for name in stores if config.sources[name].store != "embedded"]
     if config.tokenizer and prepared and not config.tokenizer.startswith("bpe:"):
         asked = load(config.tokenizer)
         if asked.hash != tokenizer.hash:
             raise UserError(
                 f"tokenizer = {config.tokenizer!r} is not the one that sources.{prepared[0]} was prepared with "
-                f"({tokenizer.name}, {tokenizer.hash[:12]}…); set tokenizer=None to use the store's, or prepare it again"
+                f"({tokenizer.name}, {tokenizer.hash[:12]}…); set tokenizer=None to use the store's, or prepare it "
+                "again"
             )
     if config.model.vocab_size != tokenizer.vocab_size:
         raise UserError(
@@ -103,8 +166,8 @@ def _tokenizer(config: Config, stores: dict[str, TokenStore]) -> Tokenizer:
 
 
 def _held_out(stores: dict[str, TokenStore], ids: dict[str, np.ndarray]) -> dict[str, tuple[TokenStore, np.ndarray]]:
-    """One set a domain (the source's name where its store has no domains). A name that several sources share is told apart
-    as source.domain, unless they hold out the very same documents."""
+    """One set a domain (the source's name where its store has no domains). A name that several sources share is told
+    apart as source.domain, unless they hold out the very same documents."""
     sets: dict[str, list[tuple[str, TokenStore, np.ndarray]]] = {}
     for source, store in stores.items():
         if "domain" not in store.column_names:

@@ -1,10 +1,14 @@
 """The plan of a run: what will be read, before anything is trained."""
 
+import shutil
+
 from rich.console import Console
+from rich.table import Table
 from rich.tree import Tree
 
 from mixlab.config import Config
-from mixlab.data import Data
+from mixlab.corpus.store import TokenStore
+from mixlab.data import Data, Sizes
 from mixlab.model.size import flops_per_token, parameter_count
 from mixlab.schedule.stages import Stage
 from mixlab.stream import Stream
@@ -16,24 +20,44 @@ def make_plan(config: Config, data: Data) -> dict:
     stores' fingerprints."""
     plan = outline(config, data.stream.stages, data.stream)
     return plan | {
-        "sources": {
-            name: {
-                "store": str(store.path),
-                "fingerprint": store.fingerprint,
-                "documents": len(store),
-                "tokens": store.n_tokens,
-            }
-            for name, store in data.stores.items()
-        },
+        "sources": {name: _read(store) for name, store in data.stores.items()},
         "evaluation_sets": {name: len(ids) for name, (_, ids) in data.held_out.items()},
-        "tokenizer": {"name": data.tokenizer.name, "hash": data.tokenizer.hash, "vocab_size": data.tokenizer.vocab_size},
+        "tokenizer": {
+            "name": data.tokenizer.name,
+            "hash": data.tokenizer.hash,
+            "vocab_size": data.tokenizer.vocab_size,
+        },
         "stream": data.stream.fingerprint(),
     }
 
 
+def plan_of_sizes(config: Config, sizes: Sizes) -> dict:
+    """The plan of a run whose text is not all at hand: `outline`, and how often each source is read. Sources that say
+    "declared_tokens" instead of a fingerprint are those whose size is the configuration's word."""
+    plan = outline(config, sizes.stages)
+    for stage, planned in zip(sizes.stages, plan["stages"], strict=True):
+        for name, source in planned["sources"].items():
+            source["tokens_per_epoch"] = sizes.epoch_tokens(name, stage.format)
+            source["epochs"] = source["tokens"] / source["tokens_per_epoch"]
+    stores = {name: source.store for name, source in config.sources.items()}
+    return plan | {
+        "sources": {name: _read(store) for name, store in sizes.stores.items()}
+        | {name: {"store": stores[name], "declared_tokens": tokens} for name, tokens in sizes.declared.items()}
+    }
+
+
+def _read(store: TokenStore) -> dict:
+    return {
+        "store": str(store.path),
+        "fingerprint": store.fingerprint,
+        "documents": len(store),
+        "tokens": store.n_tokens,
+    }
+
+
 def outline(config: Config, stages: tuple[Stage, ...], stream: Stream | None = None) -> dict:
-    """Steps, tokens asked for and realised of every stage and source, learning rate at the joints, the model's size and its
-    floating-point operations. Without a stream nothing is said about documents."""
+    """Steps, tokens asked for and realised of every stage and source, learning rate at the joints, the model's size and
+    its floating-point operations. Without a stream nothing is said about documents."""
     planned = []
     for number, (stage, (_, rule)) in enumerate(zip(stages, config.learning_rates, strict=True)):
         planned.append(
@@ -69,6 +93,7 @@ def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict
         "weight": float(share.share),
         "requested_tokens": share.tokens,
         "tokens": rows * stage.sequence_length,
+        "share": rows * stage.sequence_length / stage.tokens,
         "epochs": share.epochs,
         "limited": share.limited,
     }
@@ -89,41 +114,84 @@ def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict
     }
 
 
-def as_text(plan: dict) -> str:
-    """The plan for people: a tree of stages and sources."""
+def as_text(plan: dict, width: int | None = None) -> str:
+    """The plan for people: a tree of stages, each with a table of its sources. width: columns; None: the terminal's."""
     tree = Tree(
         f"{plan['name']}: {plan['parameters']:,} parameters, {plan['total_steps']:,} steps, "
         f"{plan['total_tokens']:,} tokens, {plan['flops']:.3g} floating-point operations"
     )
+    declared = {name for name, source in plan.get("sources", {}).items() if "declared_tokens" in source}
+    if declared:
+        tree.add(
+            f"SIZES DECLARED, NOT READ, of the sources marked * ({len(declared)} of {len(plan['sources'])}): they have "
+            "no store. This can be planned, not trained."
+        )
     for stage in plan["stages"]:
         branch = tree.add(
             f"stage {stage['name']}: steps {stage['first_step']:,} to {stage['last_step']:,}, "
-            f"{stage['rows_per_step']:,} rows of {stage['sequence_length']:,} a step, {stage['tokens']:,} tokens; "
-            f"learning rate {stage['learning_rate_first']:.5e} to {stage['learning_rate_last']:.5e}"
+            f"{stage['tokens']:,} tokens\n"
+            f"{stage['steps']:,} steps of {stage['rows_per_step']:,} rows of {stage['sequence_length']:,} tokens\n"
+            f"learning rate {stage['learning_rate_first']:.6g} to {stage['learning_rate_last']:.6g}; its rule goes on "
+            f"to {stage['learning_rate_after']:.6g}"
         )
-        for name, source in stage["sources"].items():
-            branch.add(_source_line(name, source, stage["tokens"]))
+        branch.add(_amounts(stage["sources"], declared))
+        if all("first_row" in source for source in stage["sources"].values()):
+            branch.add(_reading(stage["sources"]))
+    if again := _epochs_in_all(plan["stages"]):
+        tree.add(
+            "read in several stages: " + ", ".join(f"{name} {epochs:.4f} epochs" for name, epochs in again.items())
+        )
     if "evaluation_sets" in plan:
         sets = ", ".join(f"{name} ({count})" for name, count in plan["evaluation_sets"].items())
         tree.add(f"held-out documents: {sets or 'none'}")
-    console = Console(width=200, highlight=False)
+    width = width or max(shutil.get_terminal_size((120, 24)).columns, 100)
+    console = Console(width=width, highlight=False, markup=False, color_system=None)
     with console.capture() as captured:
-        console.print(tree, markup=False)
-    return captured.get().rstrip()
+        console.print(tree)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _source_line(name: str, source: dict, stage_tokens: int) -> str:
-    line = (
-        f"{name}: {source['tokens']:,} tokens, {source['tokens'] / stage_tokens:.2%} (asked for {source['weight']:.2%}), "
-        f"{source['epochs']:.4g} epochs"
-    )
-    if source["limited"]:
-        line += ", limited to its max_epochs"
-    if "tokens_per_epoch" in source:
-        line += (
-            f" of {source['tokens_per_epoch']:,} tokens in {source['documents_per_epoch']:,} documents, from epoch "
-            f"{source['first_epoch']}, document {source['first_document']:,}, row {source['first_row']:,}; an epoch drops "
-            f"{source['dropped_tokens_per_epoch']:,}, pads {source['padded_tokens_per_epoch']:,} and truncates "
-            f"{source['truncated_tokens_per_epoch']:,}"
+def _amounts(sources: dict[str, dict], declared: set[str]) -> Table:
+    """What each source gives to a stage: the largest first."""
+    table = _table("source", "tokens", "off by", "share", "epochs", "tokens an epoch")
+    for name, source in sorted(sources.items(), key=lambda item: -item[1]["tokens"]):
+        epoch = f"{source['tokens_per_epoch']:,}" if "tokens_per_epoch" in source else ""
+        table.add_row(
+            name,
+            f"{source['tokens']:,}",
+            f"{source['tokens'] - source['requested_tokens']:+,}",
+            f"{source['share']:.3%}",
+            f"{source['epochs']:.4f}",
+            epoch + (" *" if name in declared else "  " if declared else ""),
+            "limited to its max_epochs" if source["limited"] else "",
         )
-    return line
+    return table
+
+
+def _reading(sources: dict[str, dict]) -> Table:
+    """Where a stage begins to read each source, and what an epoch of it loses to the format."""
+    table = _table("from", "epoch", "document", "row", "documents an epoch", "dropped", "padded", "truncated")
+    for name, source in sources.items():
+        numbers = ("first_epoch", "first_document", "first_row", "documents_per_epoch")
+        lost = ("dropped", "padded", "truncated")
+        keys = (*numbers, *(f"{what}_tokens_per_epoch" for what in lost))
+        table.add_row(name, *(f"{source[key]:,}" for key in keys))
+    return table
+
+
+def _epochs_in_all(stages: list[dict]) -> dict[str, float]:
+    """Source -> passes over it in the whole run, of those that several stages read."""
+    epochs: dict[str, list[float]] = {}
+    for stage in stages:
+        for name, source in stage["sources"].items():
+            epochs.setdefault(name, []).append(source["epochs"])
+    return {name: sum(parts) for name, parts in sorted(epochs.items()) if len(parts) > 1}
+
+
+def _table(first: str, *columns: str) -> Table:
+    """A table of one column of names, and of numbers."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
