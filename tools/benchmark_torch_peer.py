@@ -66,9 +66,7 @@ def measure(
     counted, and tokens per CPU-second by the quickest."""
     torch.manual_seed(0)
     model = GPT(layers, d_model, heads, ffn_width, vocab_size, length)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(vocab_size, (rows, length + 1))
     seconds = []
     for _ in range(steps + 2):
@@ -90,9 +88,7 @@ def measure(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -39,9 +39,7 @@ def cross_entropy(
 
     The gradient is made during the forward pass, while a chunk's logits are there: three matmuls, where
     recomputing the logits would take four. When no gradient is asked for, the compiler drops that work."""
-    total, nll_T, z_sum = _cross_entropy(
-        hidden_TxD, head_DxV, targets_T, weights_T, vocab_size, z_loss, chunk_tokens
-    )
+    total, nll_T, z_sum = _cross_entropy(hidden_TxD, head_DxV, targets_T, weights_T, vocab_size, z_loss, chunk_tokens)
     return CrossEntropy(total, jax.lax.stop_gradient(nll_T), jax.lax.stop_gradient(z_sum))
 
 

@@ -148,9 +148,7 @@ def test_a_constant_added_to_all_logits_changes_the_z_loss_only():
     k, size = 3.0, 8
     hidden = jnp.eye(2)  # token 1 reads the second row of the head
     head = jnp.stack([jnp.zeros(size), jnp.full(size, k)])
-    result = cross_entropy(
-        hidden, head, jnp.array([3, 3]), jnp.array([0.0, 1.0]), vocab_size=size, z_loss=0.5
-    )
+    result = cross_entropy(hidden, head, jnp.array([3, 3]), jnp.array([0.0, 1.0]), vocab_size=size, z_loss=0.5)
     np.testing.assert_allclose(result.nll_T, np.log(size), rtol=1e-6)
     assert float(result.z_sum) == pytest.approx((np.log(size) + k) ** 2, rel=1e-6)
 
