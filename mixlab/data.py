@@ -62,7 +62,9 @@ def open_sizes(config: Config, verify: bool = False) -> Sizes:
     documents = _documents(config, stores, _tokenizer(config, stores))[0] if stores else None
 
     def epoch_tokens(name: str, format: FormatConfig) -> int:
-        return declared[name] if name in declared else int(documents(name, format).lengths.sum())
+        if documents is None or name in declared:
+            return declared[name]
+        return int(documents(name, format).lengths.sum())
 
     stages = place_stages(config.stages, epoch_tokens, config.seed, config.total_tokens)
     return Sizes(stages, stores, declared, epoch_tokens)
