@@ -1,10 +1,10 @@
 """Checkpoints: complete or absent, verified on reading, independent of mesh and process count.
 
 Orbax writes them, one folder a step, in three items: `params` and `opt_state` as nested dicts of arrays (no
-class of optax or flax shows in the layout), and `meta`, a JSON object with what the caller wants to know
-again (tokens, stream fingerprint, control log, config hash) and, for every array, its type, shape and
-checksums. Orbax does not notice a flipped byte and casts a wrong dtype in silence; the checksums do notice. A
-checkpoint that does not verify is passed over for the next older one.
+class of optax or flax shows in the layout; weights saved for themselves have no `opt_state`), and `meta`, a JSON
+object with what the caller wants to know again (tokens, stream fingerprint, control log, config hash) and, for
+every array, its type, shape and checksums. Orbax does not notice a flipped byte and casts a wrong dtype in
+silence; the checksums do notice. A checkpoint that does not verify is passed over for the next older one.
 """
 
 import dataclasses
@@ -93,8 +93,9 @@ class Checkpoints:
     # --- writing ---
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Saves `state` ({"params", "opt_state", ...}) as of `step` completed updates; returns once the
-        values have left the device, so the buffers may be donated at once, and writes on in the background.
+        """Saves `state` ({"params", "opt_state", ...}; or {"params"}, the weights alone) as of `step` completed
+        updates; returns once the values have left the device, so the buffers may be donated at once, and writes on
+        in the background.
 
         A step already saved or restored by this object is complete and is left alone. A damaged checkpoint
         that `restore` had passed over is moved aside first, and so replaced. UserError when the folder cannot
@@ -113,7 +114,7 @@ class Checkpoints:
                 f"{self.directory} holds step {newest}, which is not before step {step}: restore the newest "
                 "checkpoint before saving, or save into another folder"
             )
-        arrays = {item: pure(state[item]) for item in ITEMS}
+        arrays = {item: pure(state[item]) for item in ITEMS if item in state}
         sums = checksums(arrays)  # dispatched before the caller donates the buffers
         record = {"format": FORMAT, "step": step, **meta, "arrays": _describe(arrays, sums)}
         record["sha256"] = _digest(record)
@@ -123,7 +124,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    **{item: ocp.args.StandardSave(arrays[item]) for item in ITEMS},
+                    **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
                     meta=ocp.args.JsonSave(record),
                 ),
                 force=True,
@@ -179,12 +180,18 @@ class Checkpoints:
         """(state, meta) of the newest checkpoint that verifies, or None if there is no checkpoint at all.
 
         abstract: the state with a ShapeDtypeStruct (with sharding) for every array, on any mesh. UserError if
-            checkpoints exist and none verifies; if `step` is given and that one does not; or if the arrays
-            are not those of this model and optimiser (another config), which no older checkpoint would mend.
+            checkpoints exist and none verifies; if `step` is given and that one does not; if it holds the
+            weights alone; or if the arrays are not those of this model and optimiser (another config), which no
+            older checkpoint would mend.
         """
 
         def read(step):
             meta = self._read_meta(step)
+            if items(meta) != ITEMS:
+                raise UserError(
+                    f"{self.directory}: step {step} holds the weights alone, no optimiser's state; "
+                    "a run can start from them (start.init_from), not go on from them"
+                )
             state = {item: self._read(step, meta, item, abstract[item]) for item in ITEMS}
             if "step" in abstract:
                 state["step"] = _on_mesh(np.int32(step), abstract["step"])
@@ -203,6 +210,21 @@ class Checkpoints:
             return self._read(step, meta, "params", abstract_params), meta
 
         return self._newest(read, step)
+
+    def read_param(self, meta: dict[str, Any], name: str) -> np.ndarray:
+        """One parameter ("blocks/up/kernel") of the checkpoint of this meta as it was saved, whole, in host memory:
+        for what must not hold a whole model at once. For one process. DamagedError if it does not verify."""
+        wanted = nested({name: ocp.RestoreArgs(restore_type=np.ndarray)})
+        arguments = ocp.args.PyTreeRestore(
+            item=jax.tree.map(lambda _: 0, wanted), restore_args=wanted, partial_restore=True
+        )
+        handler = ocp.PyTreeCheckpointHandler()
+        folder = self.directory / str(meta["step"]) / "params"
+        (array,) = jax.tree.leaves(self._agree(name, lambda: handler.restore(folder, args=arguments)))
+        tree = {name: jnp.asarray(array)}
+        if _describe(tree, checksums(tree))[name] != meta["arrays"][f"params/{name}"]:
+            raise DamagedError(f"params/{name}: its checksum does not match")
+        return array
 
     def _newest(self, read: Callable[[int], Any], only: int | None):
         steps = self.steps() if only is None else [only]
@@ -235,7 +257,7 @@ class Checkpoints:
         meta = None
         try:
             meta = self._read_meta(step)
-            for item in ITEMS:
+            for item in items(meta):
                 self._read(step, meta, item, None)
         except DamagedError as error:
             return Entry(step, meta, str(error))
@@ -314,6 +336,11 @@ class Checkpoints:
             self._manager.reload()
         for step in aside:
             del self._damaged[step]
+
+
+def items(meta: dict[str, Any]) -> tuple[str, ...]:
+    """Which trees a checkpoint of this meta holds: all of ITEMS, or the weights alone."""
+    return tuple(item for item in ITEMS if any(name.startswith(item + "/") for name in meta["arrays"]))
 
 
 def _describe(tree, sums: dict[str, list[int]] | None = None) -> dict[str, dict]:
