@@ -43,6 +43,31 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class StartConfig:
+    """Where a run begins; by default at step 0 with weights drawn from the seed.
+
+    init_from: folder of a run or a soup; its weights, at step 0, with a fresh optimiser.
+    branch_from: folder of a run; its weights, optimiser and step. The run reads its own stages from that step on.
+    step: of which checkpoint; None: the newest that is sound.   reset_optimizer: branch with fresh moments.
+    """
+
+    init_from: str | None = None
+    branch_from: str | None = None
+    step: int | None = None
+    reset_optimizer: bool = False
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.init_from is not None and self.branch_from is not None:
+            found.append("start: init_from and branch_from are both given; a run begins in one way, set one to None")
+        if self.init_from is None and self.branch_from is None and self.step is not None:
+            found.append(f"start.step = {self.step}: of which run? Set start.branch_from or start.init_from too")
+        if self.reset_optimizer and self.branch_from is None:
+            found.append("start.reset_optimizer: belongs to start.branch_from; other runs begin with a fresh optimiser")
+        return found
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """The train step.
 
@@ -121,6 +146,7 @@ class Config:
     tokenizer: str | None = None
     sources: dict[str, SourceConfig] = field(default_factory=lambda: {"text": SourceConfig()})
     stages: tuple[StageConfig, ...] = (StageConfig(steps=1000),)
+    start: StartConfig = StartConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
@@ -183,7 +209,7 @@ def _load(spec: str, values: dict, overrides: list[str]) -> Config:
 
 def check(config: Config) -> list[str]:
     """What is wrong with a config whose types are right: each room's own problems, and those between rooms."""
-    found = config_problems(config.model) + optimizer.problems(config.optimizer)
+    found = config_problems(config.model) + optimizer.problems(config.optimizer) + config.start.problems()
     if not config.stages:
         found.append("stages: a run has at least one")
     names = [stage.name for stage in config.stages]

@@ -24,6 +24,22 @@ class MemoryStore:
 
 
 @pytest.fixture(scope="session")
+def trunk(tmp_path_factory):
+    """The folder of a small run of 20 steps with checkpoints of steps 7, 14 and 20; beside it its store, config.py and
+    a cache. Not to be changed."""
+    from mixlab import errors, train
+    from tests.stores import some_texts, write_config, write_store
+
+    place = tmp_path_factory.mktemp("trunk")
+    config = write_config(place / "config.py", write_store(place / "store", some_texts()), 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXLAB_CACHE", str(place / "cache"))
+        arguments = [f"--config={config}", f"--workdir={place / 'trunk'}", "--config.checkpoint.keep_last=9"]
+        assert errors.run(train.main, arguments) == 0
+    return place / "trunk"
+
+
+@pytest.fixture(scope="session")
 def memory_store():
     """Makes a store of documents whose tokens name their place: token = 100 + 1000 x document + position."""
 

@@ -20,10 +20,12 @@ from mixlab.plan import as_text, make_plan
 from mixlab.report.page import write_report
 from mixlab.run_folder import RunFolder
 from mixlab.training.checkpoint import Checkpoints
+from mixlab.training.history import History
 from mixlab.training.metrics import MetricsLog, mfu
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.progress import Progress
 from mixlab.training.signals import StopSignal
+from mixlab.training.start import load_origin
 from mixlab.training.state import State, create_state, plan_state
 from mixlab.training.step import compile_train_step, make_train_step
 
@@ -35,7 +37,8 @@ class Diverged(Exception):
 
 
 def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ...] = ()) -> int:
-    """Trains to the end of the plan, from the newest good checkpoint in `workdir` if there is one, and writes the report.
+    """Trains to the end of the plan, from the newest good checkpoint in `workdir` if there is one, else from where
+    `config.start` says, and writes the report.
 
     Returns 0 when the run is complete, EXIT_PREEMPTED when it was asked to stop and has saved, EXIT_DIVERGED when the loss
     is not finite and the policy says stop. Raises UserError before the first step for whatever can be known by then."""
@@ -46,9 +49,12 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         host_rows(mesh, stage.rows_per_step // config.training.accumulation_steps)  # UserError unless rows split evenly
     optimizer = make_optimizer(config.optimizer)
     layout = plan_state(config.model, optimizer, mesh)
-    folder = RunFolder(workdir, config, plan, allow_change)
-    print(as_text(plan), flush=True)
     _keep_compiled()
+    origin = load_origin(config, data, layout, optimizer, workdir)
+    folder = RunFolder(workdir, config, plan, allow_change)
+    if origin:
+        folder.note(origin=origin.record)
+    print(as_text(plan), flush=True)
     settings = config.checkpoint
     with (
         jax.set_mesh(mesh),
@@ -58,9 +64,16 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         StopSignal(checkpoints.reached_preemption) as stop,
     ):
         restored = checkpoints.restore(layout.abstract)
-        state, meta = restored or (create_state(config.model, optimizer, layout, config.seed), {})
-        _check_stream(meta, data, allow_change)
+        if restored:
+            state, meta = restored
+            _check_stream(meta, data, allow_change)
+            read = meta["read"]
+        elif origin:
+            state, read = origin.state, origin.read
+        else:
+            state, read = create_state(config.model, optimizer, layout, config.seed), []
         first = int(state["step"])
+        history = History(data.stream, first, read)
         evaluation = Evaluation(config, data, layout)
         train_step = make_train_step(config, optimizer, layout)
         executables = {
@@ -77,14 +90,14 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
             Progress(config.total_steps, first, every_seconds=config.logging.console_every_seconds) as progress,
         ):
             recorder = _Recorder(config, data, log, progress, first)
-            if restored:
-                progress.note(f"going on from step {first:,}")
-            elif config.evaluation.every_steps:
-                recorder.untrained(evaluation.scores(state["params"]))
+            for note in (f"going on from step {first:,}",) if restored else origin.notes if origin else ():
+                progress.note(note)
+            if not restored and config.evaluation.every_steps:
+                recorder.begin(evaluation.scores(state["params"]))
             if not (workdir / "baselines.json").exists():
                 folder.write("baselines.json", json.dumps(evaluation.baselines(), indent=2) + "\n")
             try:
-                state = _run(config, data, layout, state, executables, evaluation, checkpoints, stop, recorder)
+                state = _run(config, data, layout, state, executables, evaluation, checkpoints, stop, recorder, history)
             except Diverged as error:
                 progress.note(str(error))
                 folder.note(exit="diverged")
@@ -104,7 +117,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     return 0
 
 
-def _run(config, data, layout, state, executables, evaluation, checkpoints, stop, recorder) -> State:
+def _run(config, data, layout, state, executables, evaluation, checkpoints, stop, recorder, history) -> State:
     """Steps from the state's step to the end, or until asked to stop; the state returned is saved."""
     stream, total, first = data.stream, config.total_steps, int(state["step"])
     for step, local in loader.batches(stream, first, config.loader, jax.process_index(), jax.process_count()):
@@ -120,7 +133,7 @@ def _run(config, data, layout, state, executables, evaluation, checkpoints, stop
             scores = evaluation.scores(state["params"]) if scoring else {}
             recorder.flush(scores)  # on disk before the checkpoint, so that a resumed run lacks no record
             if saving:
-                checkpoints.save(done, state, _meta(config, data, recorder.tokens))
+                checkpoints.save(done, state, _meta(config, data, recorder.tokens, history.until(done)))
             recorder.resume_clock()
         if stopping:
             break
@@ -131,18 +144,18 @@ class _Recorder:
     """Writes the metrics of a step when the next one has been dispatched, so that reading them holds nothing up."""
 
     def __init__(self, config: Config, data: Data, log: MetricsLog, progress: Progress, first: int):
-        self._config, self._log, self._progress = config, log, progress
+        self._config, self._log, self._progress, self._first = config, log, progress, first
         self._stages = data.stream.stages
         self.tokens = sum(s.tokens_per_step * min(max(first - s.first_step, 0), s.steps) for s in self._stages)
         self._waiting: tuple | None = None
         self._skipped_in_a_row = 0
         self._last = time.perf_counter()
 
-    def untrained(self, scores: dict[str, float]) -> None:
-        """The record of step 0: held-out scores of the fresh model."""
-        self._log.add(0, {"tokens": 0} | scores)
+    def begin(self, scores: dict[str, float]) -> None:
+        """The record of the step the run begins at (0, or a branch's): held-out scores before any training."""
+        self._log.add(self._first, {"tokens": self.tokens} | scores)
         self._log.flush()
-        self._tell(0, scores)
+        self._tell(self._first, scores)
 
     def add(self, step: int, stage, metrics) -> None:
         self.flush({})
@@ -195,11 +208,13 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _meta(config: Config, data: Data, tokens: int) -> dict:
+def _meta(config: Config, data: Data, tokens: int, read: list[dict]) -> dict:
     """What a checkpoint remembers besides the arrays. The control log is empty until something decides during a run."""
     return {
         "tokens": tokens,
         "stream": data.stream.fingerprint(),
+        "read": read,
+        "tokenizer": {"name": data.tokenizer.name, "hash": data.tokenizer.hash},
         "config_sha256": hashlib.sha256(to_json(config).encode()).hexdigest(),
         "control_log": {"entries": 0, "sha256": hashlib.sha256(b"").hexdigest()},
     }
