@@ -75,33 +75,32 @@ def render(
     buffer = np.empty(int(text["length"].sum()), np.int32)
     documents.store.read(text["document"], text["start"], text["length"], buffer)
     flat[np.repeat(kinds == Kind.TEXT, counts)] = buffer
+    grid = flat.reshape(rows, length + 1)
+    tokens = np.ascontiguousarray(grid[:, :-1])
 
     real = pieces.documents >= 0
     firsts = np.searchsorted(pieces.rows, np.arange(rows))
-    number = np.where(real, np.arange(len(real)) - firsts[pieces.rows] + 1, 0)
-    number = np.repeat(number.astype(np.int32), pieces.lengths).reshape(rows, length + 1)
-    same_document = number[:, :-1] == number[:, 1:]
-    weights = (number[:, 1:] > 0) & (number[:, :-1] > 0)
+    per_piece = np.where(real, np.arange(len(real)) - firsts[pieces.rows] + 1, 0)
+    number = np.repeat(per_piece.astype(np.int32), pieces.lengths).reshape(rows, length + 1)
+    own, following = number[:, :-1], number[:, 1:]
+    trained = (own > 0) & (following > 0)
     if not format.loss_across_documents:
-        weights &= same_document
+        trained &= own == following
     if format.mask_repetitions:
-        tokens = flat.reshape(rows, length + 1)[:, :-1]
-        weights[repeats_in_rows(tokens, (number[:, :-1] > 0).sum(axis=1))] = False
+        trained[repeats_in_rows(tokens, (own > 0).sum(axis=1))] = False
 
     if format.restart_positions:
         begins = np.cumsum(pieces.lengths) - pieces.lengths
-        positions = np.arange(rows * (length + 1)) - np.repeat(begins, pieces.lengths)
-        positions = positions.astype(np.int32).reshape(rows, length + 1)[:, :-1]
+        counted = np.arange(rows * (length + 1)) - np.repeat(begins, pieces.lengths)
+        positions = counted.astype(np.int32).reshape(rows, length + 1)[:, :-1]
     else:
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
 
-    flat = flat.reshape(rows, length + 1)
-    segments = number[:, :-1] if format.mask_documents else (number[:, :-1] > 0).astype(np.int32)
     return Batch(
-        tokens=np.ascontiguousarray(flat[:, :-1]),
-        targets=np.ascontiguousarray(flat[:, 1:]),
-        loss_weights=weights.astype(np.float32),
-        segment_ids=np.ascontiguousarray(segments),
+        tokens=tokens,
+        targets=np.ascontiguousarray(grid[:, 1:]),
+        loss_weights=trained.astype(np.float32),
+        segment_ids=np.ascontiguousarray(own) if format.mask_documents else (own > 0).astype(np.int32),
         positions=np.ascontiguousarray(positions),
         spans=_without_targets(spans, length),
     )

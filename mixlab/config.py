@@ -260,7 +260,9 @@ def _schedule_problems(config: Config) -> list[str]:
     followed = sum(lengths[: max((i + 1 for i, s in enumerate(config.stages) if s.schedule is None), default=0)])
     found = schedules.problems(config.schedule, followed) if followed else []
     if config.schedule.peak is None:
-        found.append("schedule.peak = None: only a stage's own schedule can take over the rate before it; give a number")
+        found.append(
+            "schedule.peak = None: only a stage's own schedule can take over the rate before it; give a number"
+        )
     for i, (stage, steps) in enumerate(zip(config.stages, lengths, strict=True)):
         if stage.schedule is not None and steps:
             found += schedules.problems(stage.schedule, steps, f"stages.{i}.schedule")
@@ -284,6 +286,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     return value
+
+
+def with_defaults(values: dict) -> dict:
+    """The values of an earlier config.json with the defaults of keys that were added since; as they are where they no longer
+    make a config."""
+    problems: list[str] = []
+    config = _build(Config, values, "", problems)
+    return values if problems else plain(config)
 
 
 def to_json(config: Config) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from mixlab.config import FREE_KEYS, Config, differences, plain, to_json
+from mixlab.config import FREE_KEYS, Config, differences, plain, to_json, with_defaults
 from mixlab.errors import UserError
 
 VERSIONS = ("mixlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -64,7 +64,7 @@ class RunFolder:
     def _changes(self, config: Config, plan: dict, allow_change: tuple[str, ...]) -> dict:
         """What differs from the run in the folder and was allowed to; UserError for what was not."""
         try:
-            old = json.loads((self.path / "config.json").read_text())
+            old = with_defaults(json.loads((self.path / "config.json").read_text()))
             old_plan = json.loads((self.path / "plan.json").read_text())
         except (OSError, ValueError) as error:
             raise UserError(

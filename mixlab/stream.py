@@ -62,7 +62,9 @@ class Stream:
         self.stages, self.pad_id = stages, pad_id
         self.names = tuple(sorted({name for stage in stages for name in stage.shares}))
         self.readings: list[dict[str, Reading]] = []
-        latest: dict[str, tuple[object, SourceRows, int]] = {}  # how its rows are cut, its rows, how many have been read
+        latest: dict[
+            str, tuple[object, SourceRows, int]
+        ] = {}  # how its rows are cut, its rows, how many have been read
         for stage in stages:
             readings = {}
             for name, count in stage.rows_of().items():
@@ -100,7 +102,9 @@ class Stream:
         """Rows `first` up to `first + count` of the global batch of `step`: what one host reads."""
         number = self._stage_number(step)
         stage, readings = self.stages[number], self.readings[number]
-        sources, ks = stage.mixture.locate((step - stage.first_step) * stage.rows_per_step + np.arange(first, first + count))
+        sources, ks = stage.mixture.locate(
+            (step - stage.first_step) * stage.rows_per_step + np.arange(first, first + count)
+        )
         parts = []
         for source in np.unique(sources).tolist():
             name = stage.mixture.names[source]
@@ -108,7 +112,13 @@ class Stream:
             rows = readings[name].rows
             pieces = rows.pieces(readings[name].first + ks[here])
             batch = render(
-                pieces, rows.documents, stage.format, len(here), stage.sequence_length, self.names.index(name), self.pad_id
+                pieces,
+                rows.documents,
+                stage.format,
+                len(here),
+                stage.sequence_length,
+                self.names.index(name),
+                self.pad_id,
             )
             parts.append((here, batch))
         return parts[0][1] if len(parts) == 1 else _interleave(parts, count)

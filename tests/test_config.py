@@ -5,7 +5,7 @@ import pytest
 from mixlab import config
 from mixlab.errors import UserError
 
-FILE = '''
+FILE = """
 from ml_collections import ConfigDict
 from mixlab.model.presets import llama
 
@@ -16,7 +16,7 @@ def get_config(arg="64"):
         model=llama(layers=2, d_model=int(arg), heads=2, vocab_size=259, context_length=128),
         stages=[dict(name="main", steps=10, sequence_length=128, tokens_per_step=1024)],
     ))
-'''
+"""
 
 
 @pytest.fixture
@@ -88,7 +88,9 @@ def test_all_problems_come_at_once(file):
 
 
 def test_files_that_cannot_be_used(tmp_path, file):
-    assert "there is no file" in refused(str(tmp_path / "smal.py")) and "small.py?" in refused(str(tmp_path / "smal.py"))
+    assert "there is no file" in refused(str(tmp_path / "smal.py")) and "small.py?" in refused(
+        str(tmp_path / "smal.py")
+    )
     (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
     assert "(line 2) failed with ZeroDivisionError" in refused(str(tmp_path / "broken.py"))
     (tmp_path / "empty.py").write_text("x = 1\n")
@@ -103,3 +105,12 @@ def test_what_config_json_holds_can_be_compared(file):
     assert config.differences(old, config.plain(a)) == {}
     assert config.differences(old, new) == {"seed": (0, 3), "stages.0.steps": (10, 20)}
     assert config.differences({"a": {"x": 1}}, {"a": {}}) == {"a.x": (1, "(absent)")}
+
+
+def test_keys_added_since_a_run_was_made_have_their_defaults(file):
+    now = config.plain(config.load(file, []))
+    then = {key: value for key, value in now.items() if key != "loader"}
+    then["training"] = {"z_loss": 0.5}
+    filled = config.with_defaults(then)
+    assert config.differences(filled, now) == {"training.z_loss": (0.5, 0.0)}
+    assert config.with_defaults(then | {"gone": 1}) == then | {"gone": 1}

@@ -106,9 +106,7 @@ def test_too_little_text_and_nothing_to_evaluate(place, capsys):
     message = told(capsys, "--config=config.py", f"--config.sources.text.store={place / 'tiny'}")
     assert "sources.text" in message and "less than one row of 32" in message
     write_store(place / "all", ["held out"] * 4, validation_every=1)
-    assert "no training documents" in told(
-        capsys, "--config=config.py", f"--config.sources.text.store={place / 'all'}"
-    )
+    assert "no training documents" in told(capsys, "--config=config.py", f"--config.sources.text.store={place / 'all'}")
 
 
 def test_folders_that_are_not_a_runs(place, capsys):
@@ -143,9 +141,7 @@ def test_an_empty_corpus(place, capsys):
     from tools import prepare_corpus
 
     (place / "empty.jsonl").write_text('{"text": ""}\n{"other": 1}\nnot json\n')
-    message = told(
-        capsys, "--input=empty.jsonl", "--tokenizer=bytes", "--output=out", main=prepare_corpus.main
-    )
+    message = told(capsys, "--input=empty.jsonl", "--tokenizer=bytes", "--output=out", main=prepare_corpus.main)
     assert "empty.jsonl" in message or "no document" in message
     assert not (place / "out" / "store.json").exists()
 

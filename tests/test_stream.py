@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import numpy as np
@@ -22,7 +23,12 @@ def documents_of(store, format, ids=None):
 
 def make_stream(store, steps=50, length=16, rows=4, seed=0, format=None, cache=None, name="text", ids=None):
     stage = StageConfig(
-        "main", steps, tokens_per_step=rows * length, sequence_length=length, mixture={name: 1.0}, format=format or FormatConfig()
+        "main",
+        steps,
+        tokens_per_step=rows * length,
+        sequence_length=length,
+        mixture={name: 1.0},
+        format=format or FormatConfig(),
     )
     return run_of([stage], {name: store}, seed, cache, ids)
 
@@ -69,7 +75,7 @@ def naive_row(store, documents, format, pieces, length):
     whole = [*documents.prefix, *store.texts[document].tolist(), *documents.suffix]
     cut = start + count < len(whole) and len(tokens) == length
     following.append(whole[start + count] if cut else PAD)
-    weights = [1.0 if format.loss_across_documents or a == b else 0.0 for a, b in zip(owner, owner[1:], strict=False)]
+    weights = [1.0 if format.loss_across_documents or a == b else 0.0 for a, b in itertools.pairwise(owner)]
     weights.append(1.0 if cut else 0.0)
     missing = length - len(tokens)
     numbers = {}

@@ -88,13 +88,9 @@ def main(arguments: list[str]) -> None:
             flags.validation_per_mille,
             flags.shard_megabytes,
         )
-        store, was_there = prepare(
-            flags.input, flags.tokenizer, flags.output, settings, flags.workers, **specials
-        )
+        store, was_there = prepare(flags.input, flags.tokenizer, flags.output, settings, flags.workers, **specials)
     if was_there:
-        print(
-            f"{flags.output}: finished already, from the same input and with the same settings; nothing to do"
-        )
+        print(f"{flags.output}: finished already, from the same input and with the same settings; nothing to do")
     print(describe(store))
 
 

@@ -16,9 +16,7 @@ from mixlab.report.page import write_report
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="report.py", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="report.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", type=Path)
     parser.add_argument("--output", metavar="DIR", type=Path, help="default, for one run: RUN_DIR/report")
     options = parser.parse_args(arguments)

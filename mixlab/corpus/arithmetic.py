@@ -65,11 +65,7 @@ def _long_sum(draw: Draw, digits: int) -> str:
     for n in numbers[1:]:
         lines.append(f"{total} + {n} = {total + n}")
         total += n
-    return (
-        f"Add {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}.\n"
-        + "\n".join(lines)
-        + f"\nThe sum is {total}."
-    )
+    return f"Add {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}.\n" + "\n".join(lines) + f"\nThe sum is {total}."
 
 
 def _fractions(draw: Draw, digits: int) -> str:

@@ -72,9 +72,7 @@ def write_store(
     if output.is_dir() and (output / "store.json").exists():
         found = TokenStore.open(output)
         if found.manifest["preparation"].get("recipe") != recipe:
-            raise UserError(
-                f"--output={output}: holds another store; nothing was changed. Choose another --output"
-            )
+            raise UserError(f"--output={output}: holds another store; nothing was changed. Choose another --output")
         return found, True
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output}: exists and is not a token store; choose another folder")
@@ -159,9 +157,7 @@ def _scan(scope: Scope) -> list[Document]:
 
 def _build(tokenizer: str, scope: Scope, recipe: dict, path: Path, **specials: str | None) -> TokenStore:
     """Builds the store beside `path` and moves it there when it is complete."""
-    print(
-        "building the default corpus from this Python installation (once; some 20 seconds)", file=sys.stderr
-    )
+    print("building the default corpus from this Python installation (once; some 20 seconds)", file=sys.stderr)
     documents = _scan(scope)
     document_splits = splits(documents)
     bpe_size = tokenizers.parse_bpe(tokenizer)

@@ -71,9 +71,7 @@ def prepare(
             f"same command again: finished shards are kept"
         ) from None
     except KeyboardInterrupt:
-        raise UserError(
-            f"--output={output}: stopped; the same command goes on from the finished shards"
-        ) from None
+        raise UserError(f"--output={output}: stopped; the same command goes on from the finished shards") from None
     return store, False
 
 
@@ -108,9 +106,7 @@ def _claimed(output: Path, command: dict) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"--output={output}: another process is preparing it; wait for that one"
-            ) from None
+            raise UserError(f"--output={output}: another process is preparing it; wait for that one") from None
         settings = work / "settings.json"
         begun = json.loads(settings.read_text()) if any(work.glob("[0-9]*.json")) else command
         different = [key for key in command if begun.get(key) != command[key]]
@@ -203,9 +199,7 @@ def _finalise(output: Path, tokenizer: Tokenizer, notes: Sequence[dict], prepara
     if not summaries:
         for folder in ("tokens", "metadata", "preparing"):
             shutil.rmtree(output / folder, ignore_errors=True)
-        raise UserError(
-            f"no usable document in the input: {describe_skips(skipped) or 'the files are empty'}"
-        )
+        raise UserError(f"no usable document in the input: {describe_skips(skipped) or 'the files are empty'}")
     preparation |= {
         "skipped": skipped,
         "duplicate_ids": sum(map(len, ids)) - len(np.unique(np.concatenate(ids))),
@@ -216,9 +210,7 @@ def _finalise(output: Path, tokenizer: Tokenizer, notes: Sequence[dict], prepara
 
 def describe_skips(skipped: dict[str, dict]) -> str:
     """ "3 not JSON (first: a.jsonl:7); 1 empty (first: a.jsonl:9)"."""
-    return "; ".join(
-        f"{entry['count']:,} {reason} (first: {entry['first']})" for reason, entry in skipped.items()
-    )
+    return "; ".join(f"{entry['count']:,} {reason} (first: {entry['first']})" for reason, entry in skipped.items())
 
 
 def _cpus() -> int:

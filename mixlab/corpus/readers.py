@@ -59,9 +59,7 @@ def find(patterns: Sequence[str]) -> list[InputFile]:
             beneath = (os.path.join(root, f) for root, _, files in os.walk(folder) for f in files)
             found |= {path for path in beneath if _kind(path)}
         if not found:
-            raise UserError(
-                f"input {pattern!r}: no file matches; give a path, a quoted glob or a folder ({SUPPORTED})"
-            )
+            raise UserError(f"input {pattern!r}: no file matches; give a path, a quoted glob or a folder ({SUPPORTED})")
         paths |= {os.path.abspath(path) for path in found}
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
     files = []

@@ -53,14 +53,10 @@ def metadata_fields(text: str) -> tuple[tuple[str, str], ...]:
         column, equals, path = entry.strip().rpartition("=")
         column = column if equals else path.rpartition(".")[2]
         if not column or not path:
-            raise UserError(
-                f"--metadata-fields: {entry!r} is not FIELD or COLUMN=FIELD, as in url,source=meta.source"
-            )
+            raise UserError(f"--metadata-fields: {entry!r} is not FIELD or COLUMN=FIELD, as in url,source=meta.source")
         if column in ("id", "split", "bytes", *(c for c, _ in pairs)):
             other = f"{path.replace('.', '_')}={path}"
-            raise UserError(
-                f"--metadata-fields: column {column!r} exists already; name another, as in {other}"
-            )
+            raise UserError(f"--metadata-fields: column {column!r} exists already; name another, as in {other}")
         pairs.append((column, path))
     return tuple(pairs)
 
@@ -112,9 +108,7 @@ def parse(
                     note_skip(skipped, f"split {value!r} is neither train nor validation", where)
                     continue
             row = {"id": document, "split": split, "bytes": size}
-            row |= {
-                column: _string(readers.lookup(record, path)) for column, path in settings.metadata_fields
-            }
+            row |= {column: _string(readers.lookup(record, path)) for column, path in settings.metadata_fields}
             yield text, row
 
 

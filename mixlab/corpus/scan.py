@@ -169,9 +169,7 @@ def _packages(scope: Scope) -> Iterator[Document]:
     modules = {}
     for distribution in distributions_of(scope):
         url = _project_url(distribution)
-        files = [
-            f for f in distribution.files or () if not LEFT_OUT_FOLDERS & set(f.parts) and ".." not in f.parts
-        ]
+        files = [f for f in distribution.files or () if not LEFT_OUT_FOLDERS & set(f.parts) and ".." not in f.parts]
         for file in files:
             if file.suffix == ".py" and not re.match(r"test_|.*_test\.py", file.name):
                 modules[file.as_posix()] = (str(distribution.locate_file(file)), f"{url}/{file.as_posix()}")

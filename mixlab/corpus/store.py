@@ -64,25 +64,17 @@ class TokenStore:
             raise UserError(f"store {path}: a store is read from a local disk; copy it there first")
         path = Path(path)
         if not path.exists():
-            raise UserError(
-                f"store {path}: no such folder; make it with tools/prepare_corpus.py --output={path}"
-            )
+            raise UserError(f"store {path}: no such folder; make it with tools/prepare_corpus.py --output={path}")
         if not (path / "store.json").is_file():
             if (path / "preparing").is_dir():
-                raise UserError(
-                    f"store {path}: unfinished; run the prepare_corpus command that began it again"
-                )
-            raise UserError(
-                f"store {path}: not a token store (it has no store.json); give the folder of a store"
-            )
+                raise UserError(f"store {path}: unfinished; run the prepare_corpus command that began it again")
+            raise UserError(f"store {path}: not a token store (it has no store.json); give the folder of a store")
         try:
             manifest = json.loads((path / "store.json").read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
                 raise ValueError("another format")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"store {path}: store.json is damaged ({error}); prepare the corpus again"
-            ) from None
+            raise UserError(f"store {path}: store.json is damaged ({error}); prepare the corpus again") from None
         if manifest["version"] != VERSION:
             raise UserError(
                 f"store {path}: format version {manifest['version']}, this mixlab reads {VERSION}; "
@@ -105,9 +97,7 @@ class TokenStore:
                     f"store {self.path}: {entry['file']} has {size:,} bytes, not {entry['size']:,}; {remedy}"
                 )
             if verify and sha256_of_file(file) != entry["sha256"]:
-                raise UserError(
-                    f"store {self.path}: {entry['file']} is damaged (its sha256 differs); {remedy}"
-                )
+                raise UserError(f"store {self.path}: {entry['file']} is damaged (its sha256 differs); {remedy}")
 
     @property
     def offsets(self) -> np.ndarray:
@@ -169,14 +159,10 @@ class TokenStore:
     def _map_shards(self) -> list[np.ndarray]:
         self._shards = []
         for shard in self.manifest["shards"]:
-            with pa.memory_map(
-                str(self._existing(shard["file"]))
-            ) as file:  # the mapping outlives the file descriptor
+            with pa.memory_map(str(self._existing(shard["file"]))) as file:  # the mapping outlives the file descriptor
                 tokens = np.frombuffer(file.read_buffer(), self.dtype)
             if len(tokens) != shard["tokens"]:
-                raise UserError(
-                    f"store {self.path}: {shard['file']} changed while in use; open the store again"
-                )
+                raise UserError(f"store {self.path}: {shard['file']} changed while in use; open the store again")
             self._shards.append(tokens)
         return self._shards
 
@@ -188,9 +174,7 @@ class TokenStore:
         """One metadata column, [documents]. UserError names the nearest columns when there is no such one."""
         if name not in self.column_names:
             near = get_close_matches(name, self.column_names, 3) or self.column_names
-            raise UserError(
-                f"store {self.path}: no metadata column {name!r}; did you mean {', '.join(near)}?"
-            )
+            raise UserError(f"store {self.path}: no metadata column {name!r}; did you mean {', '.join(near)}?")
         return self._metadata_table().column(name)
 
     def metadata(self, document: int) -> dict:

@@ -68,10 +68,7 @@ class Tokenizer:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
         encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         rows = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return [
-            self._split_specials(t) if self._is_special_V[r].any() else r
-            for t, r in zip(texts, rows, strict=True)
-        ]
+        return [self._split_specials(t) if self._is_special_V[r].any() else r for t, r in zip(texts, rows, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens shown by name, bytes that are not UTF-8 shown as U+FFFD."""
@@ -130,9 +127,7 @@ class Tokenizer:
 
     @cached_property
     def _special_names(self) -> dict[int, str]:
-        names = {
-            i: token.content for i, token in self._model.get_added_tokens_decoder().items() if token.special
-        }
+        names = {i: token.content for i, token in self._model.get_added_tokens_decoder().items() if token.special}
         own = (self.bos_id, self.eos_id, self.pad_id)
         return names | {i: self._model.id_to_token(i) for i in own if i is not None}
 
@@ -157,9 +152,7 @@ class Tokenizer:
         ids = np.array([i for encoding in encodings for i in encoding.ids], np.int32)
         if self._is_special_V[ids].any():
             name = self._special_names[int(ids[self._is_special_V[ids]][0])]
-            raise UserError(
-                f"tokenizer {self.name}: text becomes the special token {name}; take another tokenizer"
-            )
+            raise UserError(f"tokenizer {self.name}: text becomes the special token {name}; take another tokenizer")
         return ids
 
     def __getstate__(self) -> dict:
@@ -209,9 +202,7 @@ def from_definition(
 
     def find(role: str, given: str | None, usual: tuple[str, ...]) -> int | None:
         if given is not None and given not in vocabulary:
-            raise UserError(
-                f"tokenizer {source}: {role}={given!r} is not in its vocabulary{_candidates(model)}"
-            )
+            raise UserError(f"tokenizer {source}: {role}={given!r} is not in its vocabulary{_candidates(model)}")
         return next((vocabulary[n] for n in ((given,) if given else usual) if n in vocabulary), None)
 
     ids = find("bos", bos, BOS_NAMES), find("eos", eos, EOS_NAMES), find("pad", pad, PAD_NAMES)
@@ -255,9 +246,7 @@ def parse_bpe(spec: str) -> int | None:
     if not spec.startswith("bpe:"):
         return None
     if not spec[4:].isdigit() or int(spec[4:]) < MINIMUM_BPE_VOCABULARY:
-        raise UserError(
-            f"tokenizer {spec}: write bpe:SIZE with SIZE at least {MINIMUM_BPE_VOCABULARY}, as in bpe:8192"
-        )
+        raise UserError(f"tokenizer {spec}: write bpe:SIZE with SIZE at least {MINIMUM_BPE_VOCABULARY}, as in bpe:8192")
     return int(spec[4:])
 
 
@@ -266,9 +255,7 @@ def _bytes_definition() -> str:
     changes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
-    characters = {b: chr(b) for b in printable} | {
-        b: chr(256 + i) for i, b in enumerate(others)
-    }  # GPT-2's alphabet
+    characters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}  # GPT-2's alphabet
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bpe = {

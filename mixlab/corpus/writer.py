@@ -88,8 +88,7 @@ def finalise(directory: Path, tokenizer: Tokenizer, shards: Sequence[dict], prep
         "bytes": sum(counts["bytes"] for shard in shards for counts in shard["splits"].values()),
         "splits": {
             split: {
-                key: sum(shard["splits"][split][key] for shard in shards)
-                for key in ("documents", "tokens", "bytes")
+                key: sum(shard["splits"][split][key] for shard in shards) for key in ("documents", "tokens", "bytes")
             }
             for split in SPLITS
         },

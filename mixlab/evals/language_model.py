@@ -13,9 +13,7 @@ LN2 = float(np.log(2))
 EMPTY_ROW = {"tokens": 0, "targets": 0, "loss_weights": 0, "segment_ids": 0, "positions": 0}
 
 
-def evaluate(
-    sets: list[EvaluationSet], token_losses: Callable, params, layout: Layout, rows: int
-) -> dict[str, float]:
+def evaluate(sets: list[EvaluationSet], token_losses: Callable, params, layout: Layout, rows: int) -> dict[str, float]:
     """Metrics eval/<set>/{loss, loss_se, bits_per_byte, bits_per_byte_se, tokens, documents}, and the same for "macro" (the
     mean of the sets) and "micro" (all documents as one set).
 

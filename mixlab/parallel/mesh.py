@@ -90,9 +90,7 @@ def global_batch(mesh: Mesh, local, rows: int):
     `local` is a tree of numpy arrays [len(host_rows(mesh, rows)), ...]; the answer has its structure, with
     arrays [rows, ...] split over data and fsdp."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), local
-    )
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), local)
 
 
 def abstract_params(create: Callable[[], nnx.Module]):
@@ -120,9 +118,7 @@ def param_shardings(params: nnx.State, mesh: Mesh):
         if size % _extent(mesh, split)
     ]
     if problems:
-        raise UserError(
-            "mesh: the model cannot be split evenly; change the mesh or the size: " + "; ".join(problems)
-        )
+        raise UserError("mesh: the model cannot be split evenly; change the mesh or the size: " + "; ".join(problems))
     shardings = {name: NamedSharding(mesh, rules.spec(axes[name])) for name in axes}
     return jax.tree_util.tree_map_with_path(
         lambda path, _: shardings["/".join(str(entry.key) for entry in path)], nnx.to_pure_dict(params)

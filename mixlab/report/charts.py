@@ -47,8 +47,7 @@ def set_charts(runs: list[Run]) -> list[Chart]:
     """One picture of bits per byte an evaluation set, when there is more than one set."""
     names = list(dict.fromkeys(name for run in runs for name in run.evaluation_sets()))
     found = [
-        Chart(f"set_{i:03d}", name, f"eval/{name}/bits_per_byte", baselines_of=name)
-        for i, name in enumerate(names)
+        Chart(f"set_{i:03d}", name, f"eval/{name}/bits_per_byte", baselines_of=name) for i, name in enumerate(names)
     ]
     return [chart for chart in found if _has_numbers(runs, chart.key)] if len(names) > 1 else []
 

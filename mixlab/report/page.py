@@ -48,9 +48,7 @@ def write_report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> Path
         "comparison": tables.comparison(runs) if len(runs) > 1 else [],
         "config_differences": tables.config_differences(runs) if len(runs) > 1 else [],
     }
-    files["index.html"] = (
-        _template().render(context).encode("utf-8", errors="replace")
-    )  # last: it names the others
+    files["index.html"] = _template().render(context).encode("utf-8", errors="replace")  # last: it names the others
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

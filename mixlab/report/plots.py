@@ -231,9 +231,7 @@ def _draw_legend(figure: Figure, curves: list[_Curve], labels: list[str]) -> Non
     names = [labels[curve.run] for curve in curves]
     columns = max(1, min(len(names), int(figure.get_figwidth() / (0.09 * max(map(len, names)) + 0.6))))
     placeholders = [" "] * len(names)  # named afterwards, as a legend drops labels that begin with "_"
-    legend = figure.legend(
-        handles, placeholders, loc="outside lower left", ncols=columns, frameon=False, fontsize=10.5
-    )
+    legend = figure.legend(handles, placeholders, loc="outside lower left", ncols=columns, frameon=False, fontsize=10.5)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(name)
 

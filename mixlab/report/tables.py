@@ -115,9 +115,7 @@ def comparison(runs: list[Run], metric: str = "bits_per_byte") -> list[dict]:
         values = [run.evaluated(name, metric)[:2] for run in runs]
         first, first_error = values[0]
         differences = [measure(v - first, math.hypot(e, first_error), sign=True) for v, e in values[1:]]
-        rows.append(
-            {"set": name, "values": [measure(*value) for value in values], "differences": differences}
-        )
+        rows.append({"set": name, "values": [measure(*value) for value in values], "differences": differences})
     return rows
 
 
@@ -176,11 +174,7 @@ def continuations(run: Run) -> list[tuple[str, str]]:
 def evaluated_at(run: Run, headline: str | None) -> str:
     """When the numbers of the tables were taken."""
     series = run.series(f"eval/{headline}/bits_per_byte")
-    return (
-        f"step {int(series.steps[-1]):,}, after {count(float(series.tokens[-1]))} tokens"
-        if len(series)
-        else ""
-    )
+    return f"step {int(series.steps[-1]):,}, after {count(float(series.tokens[-1]))} tokens" if len(series) else ""
 
 
 def fingerprints(run: Run) -> list[tuple[str, str]]:
@@ -204,20 +198,12 @@ def _bits(run: Run, name: str) -> np.ndarray:
 
 def _sets(runs: list[Run]) -> list[str]:
     names = dict.fromkeys(name for run in runs for name in run.evaluation_sets())
-    averages = [
-        a for a in AVERAGES if any(key.startswith(f"eval/{a}/") for run in runs for key in run.metrics)
-    ]
+    averages = [a for a in AVERAGES if any(key.startswith(f"eval/{a}/") for run in runs for key in run.metrics)]
     return [*names, *averages]
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, str]:
-    items = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    )
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None or (prefix and not value):
         return {prefix: json.dumps(value, ensure_ascii=False)}
-    return {
-        k: v
-        for key, item in items
-        for k, v in _flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+    return {k: v for key, item in items for k, v in _flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()}

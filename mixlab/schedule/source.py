@@ -122,7 +122,7 @@ class SourceRows:
         reordered = {"reordered": [[*place, seed] for place, seed in self.reordered]} if self.reordered else {}
         return reordered | {
             "store": self.documents.store.fingerprint,
-            "documents": hashlib.sha256(np.ascontiguousarray(self.documents.ids)).hexdigest(),
+            "documents": hashlib.sha256(self.documents.ids.tobytes()).hexdigest(),
             "around": [list(self.documents.prefix), list(self.documents.suffix)],
             "kind": self.format.kind,
             "row_length": self.row_length,

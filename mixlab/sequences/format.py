@@ -31,5 +31,7 @@ class FormatConfig:
         if self.kind != "concat_chunk":
             return [f"{where}.kind = {self.kind!r} is not a sequence format; use 'concat_chunk'"]
         if not (self.bos or self.eos) and not self.mask_documents:
-            return [f"{where}: with bos, eos and mask_documents all off nothing marks where a document ends; turn one on"]
+            return [
+                f"{where}: with bos, eos and mask_documents all off nothing marks where a document ends; turn one on"
+            ]
         return []

@@ -75,5 +75,5 @@ class SequenceIndex:
     @classmethod
     def load(cls, directory: Path) -> "SequenceIndex":
         """The table in `directory`, memory-mapped."""
-        columns = [np.load(directory / f"{name}.npy", mmap_mode="r") for name in COLUMNS]
-        return cls(*columns, json.loads((directory / "dropped_tokens.json").read_text()))
+        columns = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
+        return cls(**columns, dropped_tokens=json.loads((directory / "dropped_tokens.json").read_text()))

@@ -84,9 +84,7 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        handlers = {item: ocp.StandardCheckpointHandler() for item in ITEMS} | {
-            "meta": ocp.JsonCheckpointHandler()
-        }
+        handlers = {item: ocp.StandardCheckpointHandler() for item in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
         with writing_checkpoints(self.directory, "open the folder"):
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
@@ -174,9 +172,7 @@ class Checkpoints:
         none."""
         return self._newest(lambda step: self._read_meta(step), step)
 
-    def restore(
-        self, abstract: dict[str, Any], step: int | None = None
-    ) -> tuple[dict[str, Any], dict] | None:
+    def restore(self, abstract: dict[str, Any], step: int | None = None) -> tuple[dict[str, Any], dict] | None:
         """(state, meta) of the newest checkpoint that verifies, or None if there is no checkpoint at all.
 
         abstract: the state with a ShapeDtypeStruct (with sharding) for every array, on any mesh. UserError if
@@ -229,9 +225,7 @@ class Checkpoints:
     def _newest(self, read: Callable[[int], Any], only: int | None):
         steps = self.steps() if only is None else [only]
         if only is not None and only not in self.steps():
-            raise UserError(
-                f"{self.directory} has no checkpoint of step {only}; it has {self.steps() or 'none'}"
-            )
+            raise UserError(f"{self.directory} has no checkpoint of step {only}; it has {self.steps() or 'none'}")
         for step in reversed(steps):
             try:
                 answer = read(step)
@@ -240,9 +234,7 @@ class Checkpoints:
                 self._sound.discard(step)
                 older = [s for s in steps if s < step]
                 go_on = f"falling back to step {older[-1]}" if older else "no older one is left"
-                log.warning(
-                    "checkpoint of step %d in %s is damaged (%s); %s", step, self.directory, error, go_on
-                )
+                log.warning("checkpoint of step %d in %s is damaged (%s); %s", step, self.directory, error, go_on)
             else:
                 return answer
         if not steps:
@@ -272,8 +264,7 @@ class Checkpoints:
             raise DamagedError("meta: its checksum does not match")
         if meta["format"] != FORMAT:
             raise UserError(
-                f"{self.directory}: step {step} has checkpoint format {meta['format']}; this mixlab "
-                f"reads {FORMAT}"
+                f"{self.directory}: step {step} has checkpoint format {meta['format']}; this mixlab reads {FORMAT}"
             )
         return meta
 
@@ -328,9 +319,7 @@ class Checkpoints:
                         number += 1
                         target = self.directory / f"damaged-{step}-{number}"
                     source.rename(target)
-                    log.warning(
-                        "moved the damaged checkpoint %s to %s; it can be deleted", source, target.name
-                    )
+                    log.warning("moved the damaged checkpoint %s to %s; it can be deleted", source, target.name)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("mixlab: damaged checkpoints moved aside")
             self._manager.reload()

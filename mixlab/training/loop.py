@@ -188,7 +188,9 @@ class _Recorder:
     def _tell(self, step: int, scores: dict[str, float]) -> None:
         if scores:
             value, error = scores["eval/macro/bits_per_byte"], scores["eval/macro/bits_per_byte_se"]
-            self._progress.note(f"step {step:,}  held-out bits per byte {value:.3f} ± {error:.3f} (mean of the domains)")
+            self._progress.note(
+                f"step {step:,}  held-out bits per byte {value:.3f} ± {error:.3f} (mean of the domains)"
+            )
 
     def _react(self, step: int, values: dict[str, float]) -> None:
         if not values["train/skipped"]:

@@ -101,9 +101,7 @@ class MetricsLog:
         if self._step is not None and step > self._step:
             self.flush()
         if step <= self._last or (self._step is not None and step < self._step):
-            raise ValueError(
-                f"metrics of step {step} come late: step {self._step or self._last} is being written"
-            )
+            raise ValueError(f"metrics of step {step} come late: step {self._step or self._last} is being written")
         if twice := self._record.keys() & values.keys():
             raise ValueError(f"metrics of step {step}: {sorted(twice)} given twice")
         self._step = step
@@ -146,8 +144,7 @@ class MetricsLog:
 def as_json_line(record: Mapping[str, Any]) -> str:
     """One line of strict JSON; NaN and infinities become null."""
     finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }
     return json.dumps(finite, allow_nan=False) + "\n"
 
@@ -187,8 +184,7 @@ def _tensorboard_writer(directory: Path, first_step: int):
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "tensorboard: the package tensorboardX is not installed; pip install 'mixlab[tensorboard]', "
-            "or turn it off"
+            "tensorboard: the package tensorboardX is not installed; pip install 'mixlab[tensorboard]', or turn it off"
         ) from error
     # purge_step: viewers drop what an earlier attempt wrote beyond it. The suffix keeps two attempts that
     # begin within one second from sharing a file.
@@ -206,6 +202,4 @@ def _wandb_run(workdir: Path):
     path = workdir / "wandb_id.txt"
     if not path.exists():
         path.write_text(wandb.util.generate_id())
-    return wandb.init(
-        project="mixlab", name=workdir.name, dir=str(workdir), id=path.read_text(), resume="allow"
-    )
+    return wandb.init(project="mixlab", name=workdir.name, dir=str(workdir), id=path.read_text(), resume="allow")

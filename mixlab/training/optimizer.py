@@ -56,9 +56,7 @@ def problems(config: OptimizerConfig, key: str = "optimizer") -> list[str]:
         ("muon_iterations", config.muon_iterations >= 1, "use a whole number of at least 1"),
         ("muon_rms", config.muon_rms > 0, "use a positive number"),
     ]
-    return [
-        f"{key}.{name}: {getattr(config, name)!r} cannot be; {remedy}" for name, ok, remedy in rules if not ok
-    ]
+    return [f"{key}.{name}: {getattr(config, name)!r} cannot be; {remedy}" for name, ok, remedy in rules if not ok]
 
 
 def roles(params):

@@ -41,9 +41,7 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def update(
-        self, step: int, loss: float, tokens_per_second: float | None = None, mfu: float | None = None
-    ) -> None:
+    def update(self, step: int, loss: float, tokens_per_second: float | None = None, mfu: float | None = None) -> None:
         """After `step` completed updates."""
         now = self._clock()
         line = self._line(step, loss, tokens_per_second, mfu, now)

@@ -41,9 +41,7 @@ class StopSignal:
         if number == signal.SIGINT and again:
             raise KeyboardInterrupt
         if not again:
-            words = (
-                f"\n{self._received.name}: saving after this step, then exit (Ctrl-C again: exit at once)\n"
-            )
+            words = f"\n{self._received.name}: saving after this step, then exit (Ctrl-C again: exit at once)\n"
             os.write(2, words.encode())  # print is not safe inside a signal handler
         if self._distributed:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -56,9 +56,7 @@ def plan_state(config: ModelConfig, optimizer: optax.GradientTransformation, mes
     return Layout(graph, abstract, shardings, mesh)
 
 
-def create_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, layout: Layout, seed: int
-) -> State:
+def create_state(config: ModelConfig, optimizer: optax.GradientTransformation, layout: Layout, seed: int) -> State:
     """A fresh state; each device makes its own part. The same seed gives the same weights on any mesh (up to rounding)."""
 
     def create(key):

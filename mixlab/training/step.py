@@ -50,9 +50,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
         def one_part(total, part):
             return jax.tree.map(jnp.add, total, function(params, part, normaliser)), None
 
-        zero = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, batch, normaliser)
-        )
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, batch, normaliser))
         return jax.lax.scan(one_part, zero, {name: _parts(array, parts) for name, array in batch.items()})[0]
 
     def train_step(state: State, batch: Arrays) -> tuple[State, Arrays]:
@@ -60,9 +58,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
         normaliser = jnp.maximum(loss_tokens, 1.0)
         (total, z_loss), gradient = gradients(state["params"], batch, normaliser)
         rate = composed_rate(rates, state["step"])
-        params, opt_state, grad_norm = apply_gradients(
-            optimizer, gradient, state["opt_state"], state["params"], rate
-        )
+        params, opt_state, grad_norm = apply_gradients(optimizer, gradient, state["opt_state"], state["params"], rate)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
         kept = {"params": state["params"], "opt_state": state["opt_state"]}
         updated = jax.tree.map(
@@ -77,9 +73,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
             "rows_without_loss": (batch["loss_weights"].sum(axis=1) == 0).sum(),
             "skipped": 1.0 - finite,
         }
-        return updated | {"step": state["step"] + 1}, jax.tree.map(
-            lambda x: jnp.asarray(x, jnp.float32), metrics
-        )
+        return updated | {"step": state["step"] + 1}, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
 
     return train_step
 
@@ -118,13 +112,9 @@ def compile_token_losses(token_losses: Callable, layout: Layout, rows: int, leng
 
 def abstract_batch(layout: Layout, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch's arrays."""
-    types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {
-        "loss_weights": jnp.float32
-    }
+    types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"loss_weights": jnp.float32}
     sharding = batch_sharding(layout.mesh)
-    return {
-        name: jax.ShapeDtypeStruct((rows, length), kind, sharding=sharding) for name, kind in types.items()
-    }
+    return {name: jax.ShapeDtypeStruct((rows, length), kind, sharding=sharding) for name, kind in types.items()}
 
 
 def _parts(array: jax.Array, parts: int) -> jax.Array:

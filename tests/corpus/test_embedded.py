@@ -30,9 +30,7 @@ def library(tmp_path):
     for i in range(30):
         folder = root / ("asyncio" if i % 3 else "json") / f"module_{i}.py"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.write_text(
-            f'"""Module {i} documented at some length, for the reader."""\n\nVALUE_{i} = {i}\n' * 2
-        )
+        folder.write_text(f'"""Module {i} documented at some length, for the reader."""\n\nVALUE_{i} = {i}\n' * 2)
     for left_out in ("test/test_x.py", "asyncio/tests/y.py", "site-packages/z.py", "lib2to3/w.py"):
         (root / left_out).parent.mkdir(parents=True, exist_ok=True)
         (root / left_out).write_text("SECRET = 'never read'  # " + "x" * 100)

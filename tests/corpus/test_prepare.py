@@ -261,9 +261,7 @@ def test_killed_and_run_again(tmp_path, corpus):
         TokenStore.open(output)
     (output / "tokens" / ".00004.bin.1.tmp").write_bytes(b"left by the kill")
     kept = {p: p.stat().st_mtime_ns for p in (output / "tokens").glob("0000[012].bin")}
-    done = subprocess.run(
-        arguments(corpus, output, "--workers=2"), env=ENVIRONMENT, capture_output=True, text=True
-    )
+    done = subprocess.run(arguments(corpus, output, "--workers=2"), env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(kept) == 3
     assert kept == {p: p.stat().st_mtime_ns for p in kept}, "a finished shard was made again"

@@ -71,9 +71,7 @@ def test_training_is_deterministic_across_processes_and_orders():
     for threads in ("1", "3"):
         environment = {**os.environ, "PYTHONPATH": ROOT, "RAYON_NUM_THREADS": threads}
         command = [sys.executable, "-c", code]
-        hashes.add(
-            subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-        )
+        hashes.add(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     assert hashes == {hashlib.sha256(BPE.definition.encode()).hexdigest() + "\n"}
 
 
@@ -107,9 +105,7 @@ def sentencepiece(kind="bpe"):
             unk_token="<unk>",
         )
     else:
-        model = models.Unigram(
-            [(t, 0.0 if t[0] == "<" else -1.0) for t in tokens], unk_id=0, byte_fallback=True
-        )
+        model = models.Unigram([(t, 0.0 if t[0] == "<" else -1.0) for t in tokens], unk_id=0, byte_fallback=True)
     made = tokenizers.Tokenizer(model)
     made.normalizer = normalizers.Replace(" ", "▁")
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -144,9 +140,7 @@ def renamed(path, **tokens):
 
 
 def test_special_tokens_by_name_even_when_not_marked_special(tmp_path):
-    parsed = json.loads(
-        renamed(tmp_path / "t.json", bos="<start>", eos="<stop>", pad="<|endoftext|>").read_text()
-    )
+    parsed = json.loads(renamed(tmp_path / "t.json", bos="<start>", eos="<stop>", pad="<|endoftext|>").read_text())
     for token in parsed["added_tokens"]:
         token["special"] = False
     (tmp_path / "t.json").write_text(json.dumps(parsed))

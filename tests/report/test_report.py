@@ -266,9 +266,7 @@ def test_a_resumed_run_counts_its_later_lines_and_reports_torn_ones(tmp_path):
     path = make_run(tmp_path / "run")
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 61, "tok\n')  # torn by a kill, then resumed from step 40
-        file.write(
-            '{"step": 41, "tokens": 2624, "train/loss": 1.5, "note": "text", "train/flag": true}\n[1]\n'
-        )
+        file.write('{"step": 41, "tokens": 2624, "train/loss": 1.5, "note": "text", "train/flag": true}\n[1]\n')
         file.write('{"step": 62, "tokens": 1, "train/l')
     run = read_run(path)
     loss = run.series("train/loss")
@@ -389,7 +387,5 @@ def test_command_line(tmp_path):
 
 
 def test_needs_neither_jax_nor_a_display():
-    code = (
-        "import sys, mixlab.report.page; print([m for m in ('jax', 'matplotlib.pyplot') if m in sys.modules])"
-    )
+    code = "import sys, mixlab.report.page; print([m for m in ('jax', 'matplotlib.pyplot') if m in sys.modules])"
     assert command(code=code).stdout.strip() == "[]"

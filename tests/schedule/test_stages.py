@@ -37,11 +37,16 @@ def rows_read(stream, number):
     return counts
 
 
-weights = st.dictionaries(st.sampled_from(SOURCES), st.integers(0, 50), min_size=1).filter(lambda w: sum(w.values()) > 0)
+weights = st.dictionaries(st.sampled_from(SOURCES), st.integers(0, 50), min_size=1).filter(
+    lambda w: sum(w.values()) > 0
+)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(8, 20), weights, st.sampled_from([8, 16, 32])), min_size=1, max_size=3), st.integers(0, 3))
+@given(
+    st.lists(st.tuples(st.integers(8, 20), weights, st.sampled_from([8, 16, 32])), min_size=1, max_size=3),
+    st.integers(0, 3),
+)
 def test_every_source_delivers_its_share_and_nothing_twice(stores, plans, seed):
     try:
         stream = run_of(
@@ -77,9 +82,7 @@ def test_every_source_delivers_its_share_and_nothing_twice(stores, plans, seed):
 
 def test_another_format_goes_on_with_untouched_documents(stores):
     """Rows cut in another way begin where no document has been touched: what a cooldown without metadata needs."""
-    stream = run_of(
-        [stage("trunk", 20, {"web": 1.0}, 16), stage("end", 5, {"web": 1.0}, 32, 2)], stores
-    )
+    stream = run_of([stage("trunk", 20, {"web": 1.0}, 16), stage("end", 5, {"web": 1.0}, 32, 2)], stores)
     assert stream.readings[0]["web"].rows.epochs_read(20 * 4) < 0.9  # within one epoch
     trunk, end = (
         {int(d) for step in range(s.first_step, s.last_step + 1) for d in stream[step].spans["document"]}
@@ -192,7 +195,8 @@ def test_amounts_copies_and_limits(stores):
     with pytest.raises(UserError, match=r"stages\.0\.mixture\.books"):
         run_of([stage("s", 100, {"books": SourceRequest(weight=1.0, max_epochs=1), "web": 1.0})], stores)
     held = run_of(
-        [stage("s", 100, {"books": SourceRequest(weight=1.0, max_epochs=1, over_limit="renormalise"), "web": 1.0})], stores
+        [stage("s", 100, {"books": SourceRequest(weight=1.0, max_epochs=1, over_limit="renormalise"), "web": 1.0})],
+        stores,
     )
     assert held.stages[0].rows_of()["books"] * 16 == pytest.approx(small, abs=16)
     assert held.stages[0].shares["books"].limited and held.stages[0].tokens == tokens
@@ -202,7 +206,9 @@ def test_repetitions_bear_no_loss_and_are_counted(memory_store):
     store = memory_store([40, 40, 40])
     store.texts[1][:] = 7
     store.flat = np.concatenate(store.texts)
-    masked = run_of([stage("s", 1, {"web": 1.0}, 40, 3, format=FormatConfig(eos=False, mask_repetitions=True))], {"web": store})
+    masked = run_of(
+        [stage("s", 1, {"web": 1.0}, 40, 3, format=FormatConfig(eos=False, mask_repetitions=True))], {"web": store}
+    )
     plain = run_of([stage("s", 1, {"web": 1.0}, 40, 3, format=FormatConfig(eos=False))], {"web": store})
     bad = (plain[0].tokens == 7).all(axis=1)
     assert bad.sum() == 1 and (masked[0].loss_weights[bad] == 0).all()

@@ -81,7 +81,9 @@ def test_accumulation_changes_nothing(parts):
         assert float(one_metrics[name]) == pytest.approx(float(many_metrics[name]), rel=1e-5), name
     # The moments, linear in the gradient: Adam's first update is nearly its sign, which magnifies rounding.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), host(one["opt_state"]), host(many["opt_state"])
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8),
+        host(one["opt_state"]),
+        host(many["opt_state"]),
     )
 
 
@@ -114,7 +116,7 @@ def test_the_state_is_donated():
 
 
 def test_another_shape_is_refused_not_recompiled():
-    _, _, layout, step = setting()
+    _, _, _layout, step = setting()
     wrong = {name: array[:, : LENGTH // 2] for name, array in batch().items()}
     with pytest.raises(TypeError):
         step(fresh(), wrong)

@@ -1,0 +1,71 @@
+"""Every command of the README runs, in its order, as a reader would type it (only for fewer steps and less text)."""
+
+import gzip
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SHORT = "--config.stages.0.steps={steps} --config.schedule.warmup_steps=0 --config.evaluation.tokens_per_domain=1024 --config.evaluation.sample_tokens=4"
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(the comment before it, content) of every fenced block of a language."""
+    pattern = rf"(?:<!-- (\w+) -->\n)?```{language}\n(.*?)```"
+    return [(mark, text) for mark, text in re.findall(pattern, README, re.S)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """What a reader has: the checkout's configs and tools, the README's config, some text, a finished quickstart."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("configs", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "my_run.py").write_text(next(text for mark, text in blocks("python") if mark == "config"))
+    (folder / "data").mkdir()
+    with gzip.open(folder / "data" / "some.jsonl.gz", "wt") as file:
+        for i in range(300):
+            text = " ".join(f"page {i} says {j * j} and {i + j}" for j in range(i % 17 + 3))
+            file.write(json.dumps({"text": text, "url": f"https://example.org/{i}", "domain": "numbers"}) + "\n")
+    run(folder, "python -m mixlab.train --config=configs/quickstart.py", 4)
+    return folder
+
+
+def run(place, command, steps):
+    """One command, with its training cut short; a later value of a key wins."""
+    if "mixlab.train" in command:
+        command += " " + SHORT.format(steps=steps)
+    arguments = shlex.split(command)
+    assert arguments[0] == "python"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *arguments[1:]], cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_every_command_runs(place):
+    marked = {"quickstart", "tests"}  # those two are run whole, as they stand, by the continuous integration
+    lines = [line for mark, text in blocks("bash") if mark not in marked for line in text.strip().splitlines()]
+    assert len(lines) >= 8
+    for number, line in enumerate(lines):
+        run(place, line, 4 + 2 * number)  # the command that extends a run needs more steps than the run had
+    for made in (
+        "runs/my_run/report/index.html",
+        "runs/short/config.json",
+        "stores/web/store.json",
+        "comparison/index.html",
+    ):
+        assert (place / made).is_file(), made
+
+
+def test_pictures_and_files_named_exist():
+    names = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r"`((?:mixlab|tools|configs|docs)/[\w./]+)`", README)
+    missing = [name for name in names if not name.startswith("http") and not (ROOT / name).exists()]
+    assert not missing
