@@ -29,7 +29,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     for name in ("configs", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "my_run.py").write_text(next(text for mark, text in blocks("python") if mark == "config"))
+    configs = dict(blocks("python"))
+    (folder / "my_run.py").write_text(configs["config"])
+    (folder / "anneal.py").write_text(configs["anneal"])
     (folder / "data").mkdir()
     with gzip.open(folder / "data" / "some.jsonl.gz", "wt") as file:
         for i in range(300):
@@ -42,7 +44,10 @@ def place(tmp_path_factory):
 def run(place, command, steps):
     """One command, with its training cut short; a later value of a key wins."""
     if "mixlab.train" in command:
-        command += " " + SHORT.format(steps=steps)
+        command += " " + SHORT.format(steps=4 if "anneal.py" in command else steps)
+    if "anneal.py" in command:
+        command += " --config.stages.1.steps=2 --config.checkpoint.every_steps=4"
+        command = command.replace("start.step=160", "start.step=4")
     arguments = shlex.split(command)
     assert arguments[0] == "python"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
