@@ -5,10 +5,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from mixlab.corpus.repetition import repeats_in_rows
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
 from mixlab.sequences.index import Pieces
-from mixlab.sequences.repetition import repeats_in_rows
 
 
 class Kind(IntEnum):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixlab.sequences.repetition import Repeat, RepetitionConfig, find_repeats, repeats, repeats_in_rows
+from mixlab.corpus.repetition import Repeat, RepetitionConfig, find_repeats, repeats, repeats_in_rows
 
 
 def published(tokens, min_period=1, max_period=13):
