@@ -70,6 +70,11 @@ def main(arguments: list[str]) -> None:
         default=64,
         help="raw text of a shard, at most (64); bounds the memory",
     )
+    add(
+        "--drop-repetitions",
+        action="store_true",
+        help="leave out documents in which 1 to 13 tokens come 32 times or more in a row",
+    )
     add("--workers", type=int, help="processes (one a CPU)")
     flags, overrides = parser.parse(arguments)
     _check(flags, overrides)
@@ -87,6 +92,7 @@ def main(arguments: list[str]) -> None:
             flags.split_field,
             flags.validation_per_mille,
             flags.shard_megabytes,
+            flags.drop_repetitions,
         )
         store, was_there = prepare(flags.input, flags.tokenizer, flags.output, settings, flags.workers, **specials)
     if was_there:
@@ -99,6 +105,8 @@ def _check(flags, overrides: list[str]) -> None:
         raise UserError(f"stray argument {overrides[0]!r}: this command has no --config")
     if bool(flags.input) == flags.embedded:
         raise UserError("give either --input='GLOB' or --embedded")
+    if flags.embedded and flags.drop_repetitions:
+        raise UserError("--drop-repetitions goes with --input; the default corpus is taken as it is")
     if flags.freeze:
         if not flags.embedded or flags.output or flags.tokenizer:
             raise UserError("--freeze goes with --embedded alone, without --tokenizer and --output")

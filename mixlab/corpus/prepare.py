@@ -78,8 +78,7 @@ def prepare(
 def _finished(output: Path, command: dict, files: Sequence[InputFile]) -> TokenStore:
     store = TokenStore.open(output)
     preparation = store.manifest["preparation"]
-    made = preparation.get("settings", {})
-    different = [key for key in command if made.get(key) != command[key]]
+    different = _different(preparation.get("settings", {}), command)
     if not different and preparation["inputs"] != _identities(files):
         different = ["input"]
     if different:
@@ -89,6 +88,12 @@ def _finished(output: Path, command: dict, files: Sequence[InputFile]) -> TokenS
         )
     shutil.rmtree(output / "preparing", ignore_errors=True)
     return store
+
+
+def _different(made: dict, command: dict) -> list[str]:
+    """The settings in which `command` differs from what was made, perhaps before there were all of today's settings."""
+    made = {"drop_repetitions": False} | made
+    return [key for key in command if made.get(key) != command[key]]
 
 
 def _identities(files: Sequence[InputFile]) -> list[dict]:
@@ -109,7 +114,7 @@ def _claimed(output: Path, command: dict) -> Iterator[Path]:
             raise UserError(f"--output={output}: another process is preparing it; wait for that one") from None
         settings = work / "settings.json"
         begun = json.loads(settings.read_text()) if any(work.glob("[0-9]*.json")) else command
-        different = [key for key in command if begun.get(key) != command[key]]
+        different = _different(begun, command)
         if different:
             raise UserError(
                 f"--output={output}: holds unfinished work made with another {', '.join(different)}; nothing "

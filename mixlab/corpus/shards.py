@@ -18,9 +18,11 @@ import numpy as np
 from mixlab.corpus import readers, writer
 from mixlab.corpus.readers import Block, InputFile
 from mixlab.corpus.records import Settings, note_skip, parse
+from mixlab.corpus.repetition import repeats
 from mixlab.corpus.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1_000_000
+REPETITION = "with 1 to 13 tokens 32 times or more in a row"
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,13 @@ def make_shard(task: Task) -> dict:
 
     def flush() -> None:
         nonlocal waiting
-        for row, ids in zip(rows[len(tokens) :], tokenizer.encode_batch(texts), strict=True):
-            if len(ids) == 0:  # a tokenizer may drop characters
-                note_skip(skipped, "no tokens", row["id"])
+        encoded = tokenizer.encode_batch(texts)
+        repeated = np.zeros(len(encoded), bool)
+        if settings.drop_repetitions and encoded:
+            repeated = repeats(np.concatenate(encoded), np.cumsum([len(ids) for ids in encoded]))
+        for row, ids, repeating in zip(rows[len(tokens) :], encoded, repeated, strict=True):
+            if len(ids) == 0 or repeating:  # a tokenizer may drop characters
+                note_skip(skipped, REPETITION if repeating else "no tokens", row["id"])
                 row["bytes"] = None
             tokens.append(ids)
         texts.clear()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,61 @@ def corpus(tmp_path):
     return tmp_path / "in"
 
 
+def repeating(n):
+    """Records of which 10 i + 3 repeats 3 bytes 32 times; 10 i + 4 does so 31 times, 10 i + 5 has 32 times 14 bytes."""
+    rows = records(n)
+    for row in rows:
+        row["text"] = row["text"].replace("word " * 20, "")
+    for i in range(0, n, 10):
+        rows[i + 3]["text"] = "before " + "ab " * 32
+        rows[i + 4]["text"] = "before " + ("ab " * 32)[:-3] + "the end"
+        rows[i + 5]["text"] = "fourteen bytes" * 40
+        rows[i + 6]["text"] = "a" * 20  # with what follows it would be 40
+        rows[i + 7]["text"] = "a" * 20
+    return rows
+
+
+def test_documents_that_repeat_are_left_out_when_asked(tmp_path):
+    rows = repeating(2000)
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    settings = Settings(shard_megabytes=0.05, drop_repetitions=True)
+    one = make([tmp_path / "a.jsonl"], tmp_path / "one", workers=1, settings=settings)
+    two = make([tmp_path / "a.jsonl"], tmp_path / "two", workers=2, settings=settings)
+    assert contents(one.path) == contents(two.path) and len(one.manifest["shards"]) > 2
+    assert texts(one) == [row["text"] for i, row in enumerate(rows) if i % 10 != 3]
+    reason = "with 1 to 13 tokens 32 times or more in a row"
+    assert one.manifest["preparation"]["skipped"] == {reason: {"count": 200, "first": "doc-3"}}
+    every = make([tmp_path / "a.jsonl"], tmp_path / "every", settings=Settings(shard_megabytes=0.05))
+    assert len(every) == 2000 and every.manifest["preparation"]["skipped"] == {}
+
+
+def test_a_store_with_repetitions_is_not_one_without(tmp_path, corpus):
+    (tmp_path / "a.jsonl").write_bytes(lines(repeating(20)))
+    dropping = Settings(drop_repetitions=True)
+    for name, made, other in (("with", None, dropping), ("without", dropping, None)):
+        make([tmp_path / "a.jsonl"], tmp_path / name, settings=made)
+        with pytest.raises(UserError, match="another drop_repetitions; nothing was changed"):
+            make([tmp_path / "a.jsonl"], tmp_path / name, settings=other)
+    interrupted(corpus, tmp_path / "begun")
+    with pytest.raises(UserError, match="unfinished work made with another drop_repetitions"):
+        make([corpus], tmp_path / "begun", settings=replace(SMALL_SHARDS, drop_repetitions=True))
+
+
+def test_work_from_before_the_setting_existed_goes_on(tmp_path, corpus):
+    def forget(path):
+        manifest = json.loads(path.read_text())
+        del (manifest["preparation"]["settings"] if "preparation" in manifest else manifest)["drop_repetitions"]
+        path.write_text(json.dumps(manifest))
+
+    interrupted(corpus, tmp_path / "out")
+    forget(tmp_path / "out" / "preparing" / "settings.json")
+    assert len(make([corpus], tmp_path / "out", settings=SMALL_SHARDS)) == 3000
+    forget(tmp_path / "out" / "store.json")
+    assert P.prepare([str(corpus)], "bytes", tmp_path / "out", SMALL_SHARDS, 1, show_progress=False)[1]
+    with pytest.raises(UserError, match="another drop_repetitions"):
+        make([corpus], tmp_path / "out", settings=replace(SMALL_SHARDS, drop_repetitions=True))
+
+
 SMALL_SHARDS = Settings(metadata_fields=(("url", "url"),), shard_megabytes=0.05)
 
 
@@ -405,7 +461,12 @@ def test_command_line(tmp_path, corpus):
     assert "3,000 documents" in done.stdout and "3 not JSON (first: 0.jsonl.gz:1001)" in done.stdout
     again = run(f"--input={corpus}/*.gz", "--tokenizer=bytes", f"--output={tmp_path / 'out'}")
     assert again.returncode == 0 and "finished already" in again.stdout
+    (tmp_path / "ha.jsonl").write_bytes(lines(repeating(20)))
+    shorter = run(f"--input={tmp_path}/ha.jsonl", "--tokenizer=bytes", f"--output={tmp_path}/s", "--drop-repetitions")
+    assert "18 documents" in shorter.stdout
+    assert "skipped: 2 with 1 to 13 tokens 32 times or more in a row (first: doc-3)" in shorter.stdout
     for flags, message in {
+        ("--embedded", "--tokenizer=bytes", "--output=x", "--drop-repetitions"): "goes with --input",
         ("--inptu=x",): "did you mean --input",
         (f"--input={corpus}", "--output=x"): "--tokenizer is missing",
         (f"--input={corpus}", "--tokenizer=nope.json", "--output=x"): "nope.json",
