@@ -4,9 +4,12 @@
 OLMo-core's monitor's: a fraction of steps, of loss and gradient norm together, upwards only. They are not comparable.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from mixlab.report.runs import Run
 
 CHUNK = 4096  # windows held at a time
 
@@ -57,6 +60,24 @@ def stability_score(
     total = float(spiked.mean()) if len(spiked) >= window else float("nan")
     recent = float(spiked[-recent_steps:].mean()) if len(spiked) >= recent_steps else float("nan")
     return Stability(spiked, total, recent)
+
+
+def spike_scores(run: Run) -> dict[str, float | None]:
+    """Both definitions on what a run recorded; None where its steps are too few for one to say anything.
+
+    loss, grad_norm: per cent of the steps after the first 1,000 (`spike_score`).   stability_total, stability_recent:
+    fractions of all steps and of the last 10,000, of loss and gradient norm together (`stability_score`).
+    """
+    loss, norm = run.series("train/loss"), run.series("train/grad_norm")
+    _, at_loss, at_norm = np.intersect1d(loss.steps, norm.steps, assume_unique=True, return_indices=True)
+    stability = stability_score(loss.values[at_loss], norm.values[at_norm])
+    scores = {
+        "loss": spike_score(loss.values),
+        "grad_norm": spike_score(norm.values),
+        "stability_total": stability.total,
+        "stability_recent": stability.recent,
+    }
+    return {name: None if math.isnan(score) else score for name, score in scores.items()}
 
 
 def _above(values: np.ndarray, window: int, deviations: float) -> np.ndarray:

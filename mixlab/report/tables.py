@@ -9,6 +9,7 @@ from datetime import datetime
 import numpy as np
 
 from mixlab.report.runs import AVERAGES, Run
+from mixlab.report.spikes import spike_scores
 from mixlab.report.text import ABSENT, count, decimal, duration, measure, plain, visible
 
 
@@ -63,6 +64,21 @@ def facts(run: Run, headline: str | None) -> list[Fact]:
             reference = run.baseline(kind, headline)
             details += [f"{kind} {decimal(reference, 3)}"] if math.isfinite(reference) else []
         result.append(Fact(f"Bits per byte, {headline}", decimal(value, 3), ", ".join(details)))
+    spiked = spike_scores(run)
+    result += [
+        Fact(
+            "Spike score, loss",
+            _per_cent(spiked["loss"], 1),
+            "of its steps lie 7 standard deviations or more from the 1,000 before; "
+            f"gradient norm {_per_cent(spiked['grad_norm'], 1)}",
+        ),
+        Fact(
+            "Unstable steps",
+            _per_cent(spiked["stability_total"], 100),
+            "loss or gradient norm more than 6 standard deviations above the 128 before; "
+            f"of the last 10,000 {_per_cent(spiked['stability_recent'], 100)}",
+        ),
+    ]
     return result
 
 
@@ -190,6 +206,10 @@ def command(run: Run) -> str | None:
 
 def versions(run: Run) -> str:
     return plain(run.facts.get("versions"), "")
+
+
+def _per_cent(value: float | None, scale: float) -> str:
+    return ABSENT if value is None else f"{value * scale:.3g}%"
 
 
 def _bits(run: Run, name: str) -> np.ndarray:

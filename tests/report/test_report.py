@@ -16,6 +16,7 @@ from mixlab.report import tables, text
 from mixlab.report.charts import charts, set_charts
 from mixlab.report.page import write_report
 from mixlab.report.runs import Series, labels, read_run, read_runs
+from mixlab.report.spikes import spike_scores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKENS_PER_STEP = 64
@@ -249,6 +250,38 @@ def test_one_evaluated_run_beside_one_that_was_not(tmp_path):
     runs = [make_run(tmp_path / "with"), make_run(tmp_path / "without", evaluates=False)]
     page = Page(write_report(runs, tmp_path / "out"))
     assert page.row("code")[2:] == ["–", "–"] and "tiny (without): not evaluated" in page.all
+
+
+def spiking_run(path, name):
+    """A run of 1,200 steps whose loss spikes at 1,101 and 1,151, and its gradient norm at 201 and 1,151."""
+    values = np.tile([2.0, 2.1], 600), np.tile([1.0, 1.1], 600)
+    values[0][[1100, 1150]] = 9.0
+    values[1][[200, 1150]] = 9.0
+    make_run(path, name, files=False)
+    lines = [
+        json.dumps({"step": step, "tokens": step, "train/loss": loss, "train/grad_norm": norm}) + "\n"
+        for step, (loss, norm) in enumerate(zip(*(v.tolist() for v in values), strict=True), 1)
+    ]
+    (path / "metrics.jsonl").write_text("".join(lines))
+    return path
+
+
+def test_spike_scores_of_a_run(tmp_path):
+    long, short = spiking_run(tmp_path / "long", "long"), make_run(tmp_path / "short", name="short")
+    expected = {"loss": 1.0, "grad_norm": 0.5, "stability_total": 3 / 1200, "stability_recent": None}
+    assert spike_scores(read_run(long)) == expected
+    with (long / "metrics.jsonl").open("a") as file:  # what a resumed run does again counts once
+        file.write((long / "metrics.jsonl").read_text()[-20_000:].partition("\n")[2])
+    assert spike_scores(read_run(long)) == expected
+    assert set(spike_scores(read_run(short)).values()) == {None}
+    facts = {fact.label: fact for fact in tables.facts(read_run(long), None)}
+    assert facts["Spike score, loss"].value == "1%" and "gradient norm 0.5%" in facts["Spike score, loss"].detail
+    assert facts["Unstable steps"].value == "0.25%" and "last 10,000 –" in facts["Unstable steps"].detail
+    page = Page(write_report([long], tmp_path / "one"))
+    assert "Spike score, loss" in page.all and "0.25%" in page.all
+    page = Page(write_report([long, short], tmp_path / "two"))
+    assert [cell[:5] for cell in page.row("Unstable steps")[1:]] == ["0.25%", "–loss"]
+    assert [cell[:4] for cell in page.row("Spike score, loss")[1:]] == ["1%of", "–of "]
 
 
 def test_metrics_as_columns(tmp_path):
