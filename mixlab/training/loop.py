@@ -18,6 +18,8 @@ from mixlab.model.size import flops_per_token
 from mixlab.parallel.mesh import global_batch, host_rows, make_mesh
 from mixlab.plan import as_text, make_plan
 from mixlab.report.page import write_report
+from mixlab.report.runs import read_run
+from mixlab.report.spikes import spike_scores
 from mixlab.run_folder import RunFolder
 from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.history import History
@@ -100,13 +102,14 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
                 state = _run(config, data, layout, state, executables, evaluation, checkpoints, stop, recorder, history)
             except Diverged as error:
                 progress.note(str(error))
-                folder.note(exit="diverged")
+                folder.note(exit="diverged", spike_score=spike_scores(read_run(workdir)))
                 return EXIT_DIVERGED
         done = int(state["step"])
         checkpoints.wait()
         samples = evaluation.samples(state["params"]) if done == config.total_steps else []
     facts = folder.facts()
     folder.note(seconds=round(facts["seconds"] + time.monotonic() - began, 1), finished=_now())
+    folder.note(spike_score=spike_scores(read_run(workdir)))  # from the record, which outlives interruptions
     if done < config.total_steps:
         folder.note(exit="preempted")
         print(f"stopped at step {done:,} as asked, and saved; run the same command again to go on", flush=True)
