@@ -1,11 +1,15 @@
 """Errors a user can cause, and the exit codes a launcher can act on."""
 
+import os
+import select
 import sys
 from collections.abc import Callable
+from typing import IO
 
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3  # the loss became non-finite and the policy is to stop
 EXIT_PREEMPTED = 75  # asked to stop (SIGTERM), saved, and ready to be started again
+EXIT_NO_READER = 141  # whoever read the output has stopped, as `| head` does; what shells show of others then (SIGPIPE)
 
 
 class UserError(Exception):
@@ -14,9 +18,25 @@ class UserError(Exception):
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
     """Calls `main(arguments)` and returns the exit code: what `main` returned (None is 0), or 2 for a UserError,
-    whose message goes to stderr without a traceback."""
+    whose message goes to stderr without a traceback. Ends quietly when nobody reads the output any more."""
     try:
-        return main(sys.argv[1:] if argv is None else argv) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        try:
+            return main(sys.argv[1:] if argv is None else argv) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        finally:
+            sys.stdout.flush()  # here, where its failure can be answered
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not unread:  # another pipe, to a worker perhaps: no reason to be quiet
+            raise
+        for stream in unread:  # flushed once more when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return EXIT_NO_READER
+
+
+def _has_no_reader(stream: IO) -> bool:
+    poll = select.poll()
+    poll.register(stream, 0)  # errors are reported unasked
+    return bool(poll.poll(0))
