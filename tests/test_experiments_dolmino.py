@@ -93,12 +93,14 @@ def test_summary_of_known_numbers():
         "mix": [scores(web=2.1, math=1.0 + d) for d in (-0.2, 0.0, 0.2)],
     }
     soups = {"web": scores(web=1.8, math=3.0), "mix": scores(web=2.05, math=0.9)}
-    summary = analyse.summarise(scores(web=2.5, math=3.5), members, soups, {"both": ["web", "math"]})
+    long = {"mix": scores(web=2.0, math=0.7)}
+    summary = analyse.summarise(scores(web=2.5, math=3.5), members, soups, long, {"both": ["web", "math"]})
     rows = summary["rows"]
     assert list(rows) == ["math", "web", "both"]
     assert rows["math"]["mix - web"]["mean"] == pytest.approx(-2.0)
     assert rows["web"]["web"]["change"] == pytest.approx(-0.5)
     assert rows["both"]["before"] == 3.0 and rows["both"]["before_se"] == pytest.approx(0.01 / 2**0.5)
+    assert rows["both"]["mix"]["long"] == pytest.approx(1.35) and "long" not in rows["both"]["web"]
     assert rows["both"]["mix"]["members"] == pytest.approx([1.45, 1.55, 1.65])
     assert summary["soups"]["web"] == {"sets": 2, "below_mean_of_members": 1, "below_best_member": 1}
     assert summary["soups"]["mix"] == {"sets": 2, "below_mean_of_members": 2, "below_best_member": 1}
@@ -124,6 +126,7 @@ def test_from_a_folder_of_runs_to_results(tmp_path, capsys):
         (folder / "plan.json").write_text(json.dumps(plan))
 
     write(tmp_path / "runs/trunk", load("embedded", "trunk"))
+    write(tmp_path / "runs/mix-long", load("embedded", "mix,1"))
     for arm in ("web", "mix"):
         for seed in (1, 2):
             write(tmp_path / f"runs/{arm}-{seed}", load("embedded", f"{arm},{seed}"))
@@ -133,7 +136,8 @@ def test_from_a_folder_of_runs_to_results(tmp_path, capsys):
     record = json.loads((tmp_path / "results/embedded.json").read_text())
     assert record["seeds"] == [1, 2] and record["mixtures"]["mix"] == mixture("embedded", "mix")
     assert record["soups"]["mix"] == {"sets": 5, "below_mean_of_members": 5, "below_best_member": 5}
-    assert "mix - web" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mix - web" in out and "long mix" in out and "long web" not in out
     assert (tmp_path / "results/embedded.png").read_bytes()[:4] == b"\x89PNG"
 
 

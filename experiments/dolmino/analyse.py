@@ -41,13 +41,17 @@ Scores = dict[str, float]  # the metrics eval/SET/bits_per_byte, eval/SET/bits_p
 
 
 def summarise(
-    before: Scores, members: dict[str, list[Scores]], soups: dict[str, Scores], groups: dict[str, list[str]]
+    before: Scores,
+    members: dict[str, list[Scores]],
+    soups: dict[str, Scores],
+    long: dict[str, Scores],
+    groups: dict[str, list[str]],
 ) -> dict:
-    """before: of the trunk.   members: arm -> one a seed.   soups: arm -> its soup.   groups: further rows, each the
-    mean of some sets.
+    """before: of the trunk.   members: arm -> one a seed.   soups: arm -> its soup.   long: arm -> its anneal on as many
+    tokens as the soup's members together.   groups: further rows, each the mean of some sets.
 
-    Returns {"rows": {SET or group: {"before", "before_se", ARM: {"members", "mean", "sd", "half", "soup", "change"},
-    "ARM - web": {"mean", "half"}}}, "soups": {ARM: in how many sets the soup is better}}."""
+    Returns {"rows": {SET or group: {"before", "before_se", ARM: {"members", "mean", "sd", "half", "change", "soup",
+    "long"}, "ARM - web": {"mean", "half"}}}, "soups": {ARM: in how many sets the soup is better}}."""
     sets = sorted({key.split("/")[1] for key in before if key.endswith("/bits_per_byte")} - {"macro", "micro"})
     parts = {name: [name] for name in sets} | groups
 
@@ -65,6 +69,7 @@ def summarise(
         for arm, found in values.items():
             told[arm] = {"members": found, **interval(found), "soup": bits(soups[arm], row)}
             told[arm]["change"] = told[arm]["mean"] - told["before"]
+            told[arm] |= {"long": bits(long[arm], row)} if arm in long else {}
             if arm != "web" and "web" in values:
                 told[f"{arm} - web"] = difference(found, values["web"])
         rows[row] = told
@@ -86,7 +91,7 @@ def read(workdir: Path) -> dict:
         raise UserError(f"{workdir}: has no trunk/metrics.jsonl; run experiments/dolmino/run.py first")
     soups = {arm: json.loads((workdir / f"soup-{arm}.json").read_text()) for arm in ARMS if _has(workdir, arm)}
     folders = {arm: sorted(workdir.glob(f"{arm}-[0-9]*/")) for arm in soups}
-    everything = [trunk, *(folder for found in folders.values() for folder in found)]
+    everything = [trunk, *(folder for found in folders.values() for folder in found), *workdir.glob("*-long")]
     config, plan = (json.loads((folders["web"][0] / name).read_text()) for name in ("config.json", "plan.json"))
     facts = [json.loads((folder / "run.json").read_text()) for folder in everything]
     stages = {stage["name"]: stage for stage in plan["stages"]}
@@ -94,6 +99,7 @@ def read(workdir: Path) -> dict:
         "before": _scores(trunk),
         "members": {arm: [_scores(folder) for folder in found] for arm, found in folders.items()},
         "soups": soups,
+        "long": {arm: _scores(workdir / f"{arm}-long") for arm in soups if (workdir / f"{arm}-long").is_dir()},
         "embedded": all(source["store"] == "embedded" for source in config["sources"].values()),
         "facts": {
             "finished": max(fact["finished"] for fact in facts)[:10],
@@ -140,13 +146,15 @@ def table(summary: dict) -> str:
     """The rows as Markdown: bits per byte before and after; ± is the half-width of a 95 % interval over seeds."""
     arms = list(summary["soups"])
     compared = [f"{arm} - web" for arm in arms if arm != "web"]
-    head = ["held-out set", "before (± se)", *arms, *compared, *(f"soup of {arm}" for arm in arms)]
+    long = [arm for arm in arms if all("long" in row[arm] for row in summary["rows"].values())]
+    head = ["held-out set", "before (± se)", *arms, *compared]
+    head += [f"soup of {arm}" for arm in arms] + [f"long {arm}" for arm in long]
     lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
     for name, row in summary["rows"].items():
         cells = [name, f"{row['before']:.3f} ± {row['before_se']:.3f}"]
         cells += [f"{row[arm]['mean']:.3f} ± {row[arm]['half']:.3f}" for arm in arms]
         cells += [f"{row[pair]['mean']:+.3f} ± {row[pair]['half']:.3f}" for pair in compared]
-        cells += [f"{row[arm]['soup']:.3f}" for arm in arms]
+        cells += [f"{row[arm]['soup']:.3f}" for arm in arms] + [f"{row[arm]['long']:.3f}" for arm in long]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -199,7 +207,7 @@ def main(arguments: list[str]) -> int:
         "mean of maths": maths,
     }
     groups = {name: sets for name, sets in groups.items() if len(sets) > 1}
-    summary = summarise(found["before"], found["members"], found["soups"], groups)
+    summary = summarise(found["before"], found["members"], found["soups"], found["long"], groups)
     order = [*corpus["web"], *corpus["added"], *groups]
     summary["rows"] = dict(sorted(summary["rows"].items(), key=lambda row: order.index(row[0])))
     stem = "embedded" if found["embedded"] else "text"

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from experiments.dolmino import analyse  # noqa: E402
-from experiments.dolmino.config import ARMS, STOPPED_AT  # noqa: E402
+from experiments.dolmino.config import ARMS, CORPORA, STOPPED_AT  # noqa: E402
 from mixlab import errors  # noqa: E402
 from mixlab.errors import EXIT_PREEMPTED, UserError  # noqa: E402
 
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workdir", type=Path, help="where runs go; default runs/dolmino, runs/dolmino-embedded")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"default {','.join(ARMS)}")
     parser.add_argument("--seeds", default="1,2,3", help="of the anneals' data order; default 1,2,3")
+    parser.add_argument("--long", default="mix,math10", help="arms also annealed on as many tokens as a soup has")
     parser.add_argument("--trunk-steps", type=int, help="default: the configuration's")
     parser.add_argument("--anneal-steps", type=int, help="default: the configuration's")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where the summary goes")
@@ -60,15 +61,18 @@ def main(arguments: list[str]) -> int:
     if flags.trunk_steps is not None:
         horizon = round(flags.trunk_steps / STOPPED_AT)
         trunk_steps = [f"--config.stages.0.steps={flags.trunk_steps}", f"--config.schedule.horizon_steps={horizon}"]
-    anneal_steps = [] if flags.anneal_steps is None else [f"--config.stages.1.steps={flags.anneal_steps}"]
-    branch = [f"--config.start.branch_from={(workdir / 'trunk').resolve()}"]
+    steps = flags.anneal_steps or CORPORA["embedded" if flags.embedded else "text"]["anneal_steps"]
+    branch = [*overrides, *trunk_steps, f"--config.start.branch_from={(workdir / 'trunk').resolve()}"]
 
     code = _train(workdir / "trunk", f"{words}trunk", [*overrides, *trunk_steps])
     arms, seeds = flags.arms.split(","), flags.seeds.split(",")
     for seed in seeds:  # a seed of every arm before the next: what is there when time is up compares
         for arm in arms:
-            more = [*overrides, *trunk_steps, *anneal_steps, *branch]
+            more = [*branch, f"--config.stages.1.steps={steps}"]
             code = code or _train(workdir / f"{arm}-{seed}", f"{words}{arm},{seed}", more)
+    for arm in filter(None, flags.long.split(",")):
+        more = [*branch, f"--config.stages.1.steps={steps * len(seeds)}"]
+        code = code or _train(workdir / f"{arm}-long", f"{words}{arm},{seeds[0]}", more)
     if code:
         return code
     for arm in arms:
