@@ -116,7 +116,14 @@ def test_from_a_folder_of_runs_to_results(tmp_path, capsys):
         lines = [{"step": 1, "train/loss": 2.0}, {"step": 2} | scores(**{n: float(rng.uniform(1, 3)) for n in names})]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "config.json").write_text(configs.to_json(config))
-        fact = {"finished": "2026-01-02T03:04:05", "machine": "m", "devices": "d", "versions": {}, "seconds": 1.0}
+        fact = {
+            "finished": "2026-01-02T03:04:05",
+            "machine": "m",
+            "devices": "d",
+            "versions": {},
+            "seconds": 1.0,
+            "exit": "complete",
+        }
         (folder / "run.json").write_text(json.dumps(fact))
         stages = [
             {"name": s.name, "tokens": 10, "steps": 1, "learning_rate_first": 1e-3, "learning_rate_after": 0.0}

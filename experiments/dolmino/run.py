@@ -7,7 +7,6 @@ DIR holds folders of *.jsonl.gz named as in CORPORA below. --config.KEY=VALUE go
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -91,15 +90,10 @@ def _prepare(data: Path, workdir: Path) -> None:
 
 
 def _train(folder: Path, arg: str, more: list[str]) -> int:
-    if _is_complete(folder):
+    if analyse.is_complete(folder):
         return 0
     command = ["-m", "mixlab.train", f"--config={HERE / 'config.py'}:{arg}", f"--workdir={folder}", *more]
     return _call(folder.name, folder.parent, command)
-
-
-def _is_complete(folder: Path) -> bool:
-    path = folder / "run.json"
-    return path.is_file() and json.loads(path.read_text())["exit"] == "complete"
 
 
 def _soup(workdir: Path, arm: str, members: list[Path]) -> None:
