@@ -6,8 +6,11 @@ Exit codes: 0 the run is complete; 2 something to put right, told in one message
 says stop; 75 asked to stop (SIGTERM or Ctrl-C) and saved: run the same command again to go on.
 """
 
+import shlex
 import sys
 from pathlib import Path
+
+import jax
 
 from mixlab import errors
 from mixlab.cli import Parser
@@ -24,10 +27,15 @@ def main(arguments: list[str]) -> int:
     )
     flags, config = parser.parse_config(arguments)
     from mixlab.data import open_data  # after the flags: a mistake there is told at once
+    from mixlab.report.summary import summary
     from mixlab.training.loop import train
 
     allowed = tuple(key for key in flags.allow_change.split(",") if key)
-    return train(config, open_data(config), flags.workdir or Path("runs") / config.name, allowed)
+    workdir = flags.workdir or Path("runs") / config.name
+    code = train(config, open_data(config), workdir, allowed)
+    if code == 0 and jax.process_index() == 0:
+        print(summary(workdir, shlex.join(a for a in arguments if a.startswith("--config"))))
+    return code
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ class TokenStore:
     def offsets(self) -> np.ndarray:
         """int64 [documents + 1], memory-mapped: document d is the tokens offsets[d]:offsets[d + 1]."""
         if self._offsets is None:
-            offsets = np.load(self._existing("offsets.npy"), mmap_mode="r")
+            # Not np.load: it parses the header with `ast`, which threads must not do at once in Python 3.11.
+            path, size = self._existing("offsets.npy"), 8 * (self.n_documents + 1)
+            offsets = np.memmap(path, "<i8", "r", offset=path.stat().st_size - size)
             self._offsets = offsets.view(np.ndarray)  # plain arrays are faster to index than np.memmap
         return self._offsets
 

@@ -11,6 +11,7 @@ import numpy as np
 from mixlab.errors import UserError
 from mixlab.schedule.shuffle import permute, unpermute
 from mixlab.seeds import seed_of
+from mixlab.sequences import index
 from mixlab.sequences.concat_chunk import concat_chunk
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
@@ -175,14 +176,14 @@ class SourceRows:
         if path and path.is_dir():
             return SequenceIndex.load(path)
         order = self._order(epoch)
-        index = concat_chunk(self.documents.ids[order], self.documents.lengths[order], self.row_length)
+        table = concat_chunk(self.documents.ids[order], self.documents.lengths[order], self.row_length)
         if not path:
-            return index
-        index.save(path)
+            return table
+        table.save(path)
         return SequenceIndex.load(path)
 
     def _epoch_seed(self, what: str, *numbers: int) -> int:
         return seed_of(self._seed, what, *numbers)
 
     def _fingerprint(self, epoch: int) -> str:
-        return hashlib.sha256(json.dumps([self.identity(), epoch], sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([index.FORMAT, self.identity(), epoch], sort_keys=True).encode()).hexdigest()[:32]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+FORMAT = 1  # of the files; part of the name under which a table is cached
 COLUMNS = ("documents", "starts", "lengths", "row_offsets")
 
 
@@ -62,9 +63,12 @@ class SequenceIndex:
         directory.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=directory.parent, prefix=directory.name + ".partial-"))
         try:
-            for name in COLUMNS:
-                np.save(partial / f"{name}.npy", getattr(self, name))
-            (partial / "dropped_tokens.json").write_text(json.dumps(self.dropped_tokens))
+            columns = {name: np.ascontiguousarray(getattr(self, name)) for name in COLUMNS}
+            for name, column in columns.items():
+                column.tofile(partial / f"{name}.bin")
+            types = {name: column.dtype.str for name, column in columns.items()}
+            described = {"types": types, "dropped_tokens": self.dropped_tokens}
+            (partial / "index.json").write_text(json.dumps(described))
             os.rename(partial, directory)
         except OSError:
             if not directory.is_dir():
@@ -75,5 +79,12 @@ class SequenceIndex:
     @classmethod
     def load(cls, directory: Path) -> "SequenceIndex":
         """The table in `directory`, memory-mapped."""
-        columns = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
-        return cls(**columns, dropped_tokens=json.loads((directory / "dropped_tokens.json").read_text()))
+        described = json.loads((directory / "index.json").read_text())
+        columns = {name: _mapped(directory / f"{name}.bin", described["types"][name]) for name in COLUMNS}
+        return cls(**columns, dropped_tokens=described["dropped_tokens"])
+
+
+def _mapped(path: Path, kind: str) -> np.ndarray:
+    """A file of numbers as an array. (np.load would parse its header with `ast`, which several threads at once must not do
+    in Python 3.11: it can fail there with "AST constructor recursion depth mismatch".)"""
+    return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)

@@ -264,6 +264,7 @@ def test_qk_norm_makes_the_scale_of_queries_and_keys_immaterial():
     before, plain_before = output(config, parameters, rows), output(without, plain, rows)
     for projection in ("query", "key"):
         for tree in (parameters, plain):
-            tree["blocks"]["attention"][projection]["kernel"] *= 7
+            attention = tree["blocks"]["attention"][projection]
+            attention["kernel"] = attention["kernel"] * 7  # not in place: jax may still be reading the array
         np.testing.assert_allclose(output(config, parameters, rows), before, atol=1e-4)
         assert np.abs(output(without, plain, rows) - plain_before).max() > 0.1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,7 +127,9 @@ def test_a_damaged_checkpoint_is_passed_over(place, uninterrupted):
 
 def test_a_complete_run_stays_as_it_is(place, uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
-    finish(start(place, uninterrupted))
+    output = finish(start(place, uninterrupted))
+    for told in ("held-out text", "bigram", "What next?", f"mixlab.evaluate --workdir={uninterrupted}"):
+        assert told in output
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
@@ -135,6 +138,16 @@ def test_another_config_or_corpus_is_refused_with_the_difference(place, uninterr
     assert "seed: was 0, is now 1" in output and "optimizer.b2: was 0.95, is now 0.9" in output
     assert "--allow-change=seed,optimizer.b2" in output and "Traceback" not in output
     assert json.loads((uninterrupted / "config.json").read_text())["seed"] == 0
+
+
+def test_another_text_is_refused(place, uninterrupted):
+    store, aside = place / "store", place / "aside"
+    store.rename(aside)
+    write_store(store, some_texts(31))
+    output = finish(start(place, uninterrupted), 2)
+    shutil.rmtree(store)
+    aside.rename(store)
+    assert "corpus.text: was" in output and "--allow-change=corpus.text" in output
 
 
 def test_a_change_that_is_meant_goes_on(place, uninterrupted):
