@@ -53,7 +53,7 @@ def get_config(arg: str = "trunk") -> ConfigDict:
 
     Expected: experiments/dolmino/README.md.
     Command: python experiments/dolmino/run.py --data=DIR, or --embedded, trains all arms.
-    Cost: about 20 minutes on two CPU cores; three for the embedded corpus.
+    Cost: about 20 minutes on two CPU cores; 8 for the embedded corpus.
 
     arg: words separated by commas: trunk, web, mix or math10; for the last three the seed of the anneal's data order
         (1); embedded for the corpus of this Python installation. "mix,2", "embedded,trunk".
