@@ -64,9 +64,9 @@ def render(
     """Pieces to tokens, targets, loss weights, segments, positions and provenance; all at once, no loop over rows.
 
     Rows are laid out with one token more than `length`, the target of the last position: the next token of the document
-    that is cut there, else padding.
+    that is cut there, if the format has targets past the row, else padding.
     """
-    pieces = _one_more(pieces, documents, rows, length)
+    pieces = _one_more(pieces, documents, rows, length, format.targets_past_row)
     spans = _spans(pieces, documents, source)
     kinds, counts = spans["kind"], spans["length"]
 
@@ -111,16 +111,16 @@ def _special(documents: Documents) -> tuple[int, int]:
     return (documents.prefix or (0,))[0], (documents.suffix or (0,))[0]
 
 
-def _one_more(pieces: Pieces, documents: Documents, rows: int, length: int) -> Pieces:
-    """The pieces with every row filled up to length + 1: by the next token of the document cut at its end, then by padding
-    (a piece of document -1)."""
+def _one_more(pieces: Pieces, documents: Documents, rows: int, length: int, goes_on: bool) -> Pieces:
+    """The pieces with every row filled up to length + 1: by the next token of the document cut at its end, if the row
+    `goes_on`, then by padding (a piece of document -1)."""
     lengths = pieces.lengths.copy()
     lasts = np.searchsorted(pieces.rows, np.arange(rows), side="right") - 1
     full = np.bincount(pieces.rows, lengths, rows).astype(np.int64)
     ends = pieces.starts[lasts] + lengths[lasts]
-    goes_on = (full == length) & (ends < documents.virtual_lengths(pieces.documents[lasts]))
-    lengths[lasts[goes_on]] += 1
-    missing = length + 1 - full - goes_on
+    cut = goes_on & (full == length) & (ends < documents.virtual_lengths(pieces.documents[lasts]))
+    lengths[lasts[cut]] += 1
+    missing = length + 1 - full - cut
     padded = np.flatnonzero(missing)
     after = lasts[padded] + 1
     return Pieces(

@@ -36,10 +36,19 @@ def bucket_lengths(min_length: int, max_length: int) -> list[int]:
     return [2**k for k in range(min_length.bit_length() - 1, max_length.bit_length())]
 
 
-def length_problems(where: str, min_length: int, max_length: int, tokens_per_step: int) -> list[str]:
-    """What is wrong with the buckets of a stage, one line each, with the nearest values that work."""
+def length_problems(
+    where: str,
+    min_length: int,
+    max_length: int,
+    tokens_per_step: int,
+    shortest: str = "min_length",
+    longest: str = "max_length",
+) -> list[str]:
+    """What is wrong with the buckets of a stage, one line each, with the nearest values that work.
+
+    shortest, longest: the keys within `where` that messages name."""
     found = []
-    for key, value in (("min_length", min_length), ("max_length", max_length)):
+    for key, value in ((shortest, min_length), (longest, max_length)):
         if value < 1:
             found.append(f"{where}.{key} = {value}: must be a power of two; use 1 or more")
         elif value & (value - 1):
@@ -48,13 +57,13 @@ def length_problems(where: str, min_length: int, max_length: int, tokens_per_ste
     if found:
         return found
     if min_length > max_length:
-        return [f"{where}.min_length = {min_length} is more than max_length = {max_length}; swap them"]
+        return [f"{where}.{shortest} = {min_length} is more than {longest} = {max_length}; swap them"]
     if tokens_per_step % max_length:
         below = tokens_per_step // max_length * max_length
         values = f"{below} or {below + max_length}" if below else f"{max_length}"
         found.append(
-            f"{where}.max_length = {max_length} does not divide the {tokens_per_step} tokens of a step, "
-            f"which all buckets share; use tokens_per_step={values}, or a shorter max_length"
+            f"{where}.{longest} = {max_length} does not divide the {tokens_per_step} tokens of a step, "
+            f"which all buckets share; use tokens_per_step={values}, or a shorter {longest}"
         )
     return found
 

@@ -1,6 +1,11 @@
 """How documents become rows of a fixed length, and which tokens are attended to and trained on."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from mixlab.sequences.decompose import Variant
+
+OWN_KEYS = {"concat_chunk": (), "best_fit": ("long_documents",), "decompose": ("variant", "min_length")}
 
 
 @dataclass(frozen=True)
@@ -8,7 +13,10 @@ class FormatConfig:
     """The rules of a sequence format. Every choice is explicit; the defaults isolate documents from one another.
 
     kind: the builder of rows. "concat_chunk": documents end to end, cut every `sequence_length` tokens, the last partial
-        row of an epoch dropped.
+        row of an epoch dropped. "best_fit": whole documents, packed with little padding. "decompose": every document cut
+        on its own into pieces of powers of two, rows of `sequence_length` tokens at most; a step reads rows of one length.
+    long_documents: with "best_fit", "split" documents longer than a row, or "truncate" them.
+    variant, min_length: with "decompose", how pieces follow one another (see decompose.py), and tokens of the shortest row.
     bos, eos: put the tokenizer's beginning/end token before/after every document. They are added when a row is read;
         the token store holds text alone.
     mask_documents: attention stays within a document. Off: over the whole row, across documents (as OLMo 2 trains).
@@ -17,20 +25,42 @@ class FormatConfig:
         OLMo 2, section 2.4.1); it is read and counted all the same.
     loss_across_documents: the last token of one document is trained to predict the first of the next (BOS, when there is
         one). Off: that position bears no loss.
+    targets_past_row: the last position of a row is trained to predict the document's next token, which is in no row or in
+        another. Off: it bears no loss (as OLMo-core trains).
     """
 
-    kind: str = "concat_chunk"
+    kind: Literal["concat_chunk", "best_fit", "decompose"] = "concat_chunk"
     bos: bool = False
     eos: bool = True
     mask_documents: bool = True
     restart_positions: bool = True
     loss_across_documents: bool = False
     mask_repetitions: bool = False
+    targets_past_row: bool = True
+    long_documents: Literal["split", "truncate"] = "split"
+    variant: Variant = "released"
+    min_length: int = 256
+
+    @property
+    def cut_once(self) -> bool:
+        """Rows are made once of the whole source, and read in another order in every epoch; else anew in each."""
+        return self.kind != "concat_chunk"
+
+    def cut(self, sequence_length: int) -> tuple:
+        """What decides how documents are cut into rows; formats of equal cuts read on in each other's rows."""
+        own = tuple(getattr(self, key) for key in OWN_KEYS[self.kind])
+        return (self.kind, self.bos, self.eos, sequence_length, *own)
+
+    def identity(self) -> dict:
+        """Everything that decides what is read; left out is what does not: other kinds' keys,
+        and a choice that is as it was before there was one."""
+        others = {key for kind, keys in OWN_KEYS.items() if kind != self.kind for key in keys}
+        if self.targets_past_row:
+            others.add("targets_past_row")
+        return {key: value for key, value in vars(self).items() if key not in others}
 
     def problems(self, where: str) -> list[str]:
-        if self.kind != "concat_chunk":
-            return [f"{where}.kind = {self.kind!r} is not a sequence format; use 'concat_chunk'"]
-        if not (self.bos or self.eos) and not self.mask_documents:
+        if not (self.bos or self.eos) and not self.mask_documents and self.kind != "decompose":
             return [
                 f"{where}: with bos, eos and mask_documents all off nothing marks where a document ends; turn one on"
             ]
