@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from mixlab.errors import UserError
 from mixlab.model.config import ModelConfig, config_problems
 from mixlab.parallel.mesh import MeshConfig
-from mixlab.schedule.stages import StageConfig
+from mixlab.schedule.stages import StageConfig, rereading_problems
 from mixlab.training import optimizer, schedules
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.schedules import ScheduleConfig, Stretch
@@ -214,7 +214,7 @@ def check(config: Config) -> list[str]:
         found.append("stages: a run has at least one")
     names = [stage.name for stage in config.stages]
     found += [f"stages.{i}.name = {n!r}: an earlier stage has it" for i, n in enumerate(names) if n in names[:i]]
-    found += _schedule_problems(config)
+    found += _schedule_problems(config) + rereading_problems(config.stages)
     for i, stage in enumerate(config.stages):
         where = f"stages.{i}"
         found += stage.problems(where, tuple(config.sources), config.total_tokens)

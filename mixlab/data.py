@@ -13,7 +13,8 @@ from mixlab.corpus.filters import matches
 from mixlab.corpus.store import TokenStore
 from mixlab.corpus.tokenizer import Tokenizer, load
 from mixlab.errors import UserError
-from mixlab.schedule.stages import Stage, place_stages
+from mixlab.schedule.fixed import FixedCut
+from mixlab.schedule.stages import BucketTokens, Stage, place_stages
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
 from mixlab.stream import Stream
@@ -66,7 +67,8 @@ def open_sizes(config: Config, verify: bool = False) -> Sizes:
             return declared[name]
         return int(documents(name, format).lengths.sum())
 
-    stages = place_stages(config.stages, epoch_tokens, config.seed, config.total_tokens)
+    buckets = _bucket_tokens(config, documents, declared)
+    stages = place_stages(config.stages, epoch_tokens, config.seed, config.total_tokens, buckets)
     return Sizes(stages, stores, declared, epoch_tokens)
 
 
@@ -86,9 +88,13 @@ def open_data(config: Config, verify: bool = False) -> Data:
     tokenizer = _tokenizer(config, stores)
     documents, chosen = _documents(config, stores, tokenizer)
     stages = place_stages(
-        config.stages, lambda name, format: int(documents(name, format).lengths.sum()), config.seed, config.total_tokens
+        config.stages,
+        lambda name, format: int(documents(name, format).lengths.sum()),
+        config.seed,
+        config.total_tokens,
+        _bucket_tokens(config, documents, {}),
     )
-    stream = Stream(stages, documents, config.seed, cache_folder() / "indices", tokenizer.pad_id or 0)
+    stream = Stream(stages, documents, config.seed, _indices(), tokenizer.pad_id or 0)
     held_out = _held_out(stores, {name: splits["validation"] for name, splits in chosen.items()})
     return Data(stores, tokenizer, stream, held_out)
 
@@ -107,6 +113,26 @@ def _documents(
         return Documents(stores[name], chosen[name]["train"], prefix, suffix)
 
     return documents, chosen
+
+
+def _bucket_tokens(
+    config: Config, documents: Callable[[str, FormatConfig], Documents] | None, declared: dict[str, int]
+) -> BucketTokens:
+    """(source, format, longest row) -> tokens in rows of each length."""
+
+    def bucket_tokens(name: str, format: FormatConfig, longest: int) -> dict[int, int]:
+        if documents is None or name in declared:
+            raise UserError(
+                f"sources.{name}.declared_tokens: into which lengths its documents decompose is known from the text "
+                "alone; give its store, or plan with another format.kind"
+            )
+        return FixedCut(name, documents(name, format), format, longest, config.seed, _indices()).tokens()
+
+    return bucket_tokens
+
+
+def _indices() -> Path:
+    return cache_folder() / "indices"
 
 
 def _chosen(name: str, source: SourceConfig, store: TokenStore) -> dict[str, np.ndarray]:

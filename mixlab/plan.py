@@ -2,7 +2,7 @@
 
 import shutil
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.tree import Tree
 
@@ -10,7 +10,11 @@ from mixlab.config import Config
 from mixlab.corpus.store import TokenStore
 from mixlab.data import Data, Sizes
 from mixlab.model.size import flops_per_token, parameter_count
+from mixlab.schedule.buckets import tokens_without_repeats
+from mixlab.schedule.curriculum import steps_without_repeats
+from mixlab.schedule.fixed import FixedRows
 from mixlab.schedule.stages import Stage
+from mixlab.sequences.statistics import average_context_length, average_sequence_length
 from mixlab.stream import Stream
 from mixlab.training.schedules import rate_of
 
@@ -70,13 +74,18 @@ def outline(config: Config, stages: tuple[Stage, ...], stream: Stream | None = N
                 "rows_per_step": stage.rows_per_step,
                 "tokens_per_step": stage.tokens_per_step,
                 "tokens": stage.tokens,
-                "sources": {name: _source(stage, name, number, stream) for name in stage.mixture.names},
+                "sources": {name: _source(stage, name, number, stream) for name in sorted(stage.shares)},
                 "learning_rate_first": rate_of(rule, stage.first_step),
                 "learning_rate_last": rate_of(rule, stage.last_step),
                 "learning_rate_after": rate_of(rule, stage.last_step + 1),
             }
+            | _buckets(stage, number, stream)
         )
-    flops = sum(s["tokens"] * flops_per_token(config.model, s["sequence_length"]) for s in planned)
+    flops = sum(
+        stage.batches(length) * stage.tokens_per_step * flops_per_token(config.model, length)
+        for stage in stages
+        for length in stage.mixtures
+    )
     return {
         "name": config.name,
         "total_steps": config.total_steps,
@@ -88,30 +97,83 @@ def outline(config: Config, stages: tuple[Stage, ...], stream: Stream | None = N
 
 
 def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict:
-    share, rows = stage.shares[name], stage.rows_of()[name]
+    share, tokens = stage.shares[name], stage.tokens_of()[name]
     told = {
         "weight": float(share.share),
         "requested_tokens": share.tokens,
-        "tokens": rows * stage.sequence_length,
-        "share": rows * stage.sequence_length / stage.tokens,
+        "tokens": tokens,
+        "share": tokens / stage.tokens,
         "epochs": share.epochs,
         "limited": share.limited,
     }
     if stream is None:
         return told
-    source, first = stream.readings[number][name]
+    readings = [lane[name] for lane in stream.lanes[number].values()]
+    told["first_row"] = sum(first for _, first in readings)
+    source = readings[0].rows
+    if not isinstance(source, FixedRows):
+        dropped = source.epoch_tokens - source.rows_per_epoch * source.row_length
+        return told | {
+            "epochs": source.epochs_read(stage.rows_of()[name]),
+            "first_epoch": source.start.epoch,
+            "first_document": source.start.position,
+            "documents_per_epoch": len(source.documents.ids),
+            "tokens_per_epoch": source.epoch_tokens,
+            "rows_per_epoch": source.rows_per_epoch,
+            "dropped_tokens_per_epoch": dropped,
+            "padded_tokens_per_epoch": 0,
+            "truncated_tokens_per_epoch": 0,
+        }
+    cut = source.cut
+    dropped_by_reason = cut.dropped_tokens()
+    truncated = dropped_by_reason.pop("truncated", 0)
     return told | {
-        "epochs": source.epochs_read(rows),
-        "first_row": first,
-        "first_epoch": source.start.epoch,
-        "first_document": source.start.position,
-        "documents_per_epoch": len(source.documents.ids),
-        "tokens_per_epoch": source.epoch_tokens,
-        "rows_per_epoch": source.rows_per_epoch,
-        "dropped_tokens_per_epoch": source.epoch_tokens - source.rows_per_epoch * source.row_length,
-        "padded_tokens_per_epoch": 0,
-        "truncated_tokens_per_epoch": 0,
+        "epochs": tokens / sum(cut.tokens().values()),
+        "first_epoch": 0,
+        "first_document": 0,
+        "documents_per_epoch": len(cut.documents.ids),
+        "tokens_per_epoch": cut.epoch_tokens,
+        "rows_per_epoch": sum(len(index) for index in cut.indices.values()),
+        "dropped_tokens_per_epoch": sum(dropped_by_reason.values()),
+        "dropped": dropped_by_reason,
+        "padded_tokens_per_epoch": cut.padded_tokens(),
+        "truncated_tokens_per_epoch": truncated,
     }
+
+
+def _buckets(stage: Stage, number: int, stream: Stream | None) -> dict:
+    """Of a stage whose rows have several lengths: what is read of each, and what that means for the model (Pouransari et
+    al. 2024, appendix F)."""
+    if stage.curriculum is None:
+        return {}
+    tokens = {length: stage.batches(length) * stage.tokens_per_step for length in sorted(stage.mixtures)}
+    buckets: dict[str, dict] = {
+        str(length): {
+            "rows_per_step": stage.tokens_per_step // length,
+            "steps": stage.batches(length),
+            "rows": count // length,
+            "tokens": count,
+            "share": count / stage.tokens,
+            "sources": {name: rows * length for name, rows in stage.rows_of(length).items()},
+        }
+        for length, count in tokens.items()
+    }
+    told = {
+        "buckets": buckets,
+        "cycles": stage.curriculum.config.cycles,
+        "average_sequence_length": average_sequence_length(tokens),
+        "average_context_length": average_context_length(tokens),
+    }
+    if stream is None:
+        return told
+    lanes = stream.lanes[number]
+    for length, bucket in zip(tokens, buckets.values(), strict=True):
+        held = sum(len(rows.index) for name, (rows, _) in lanes[length].items() if isinstance(rows, FixedRows))
+        bucket |= {"rows_per_epoch": held, "epochs": bucket["rows"] / held}
+    cuts = {name: rows.cut.tokens() for name, (rows, _) in lanes[min(lanes)].items() if isinstance(rows, FixedRows)}
+    config, shares = stage.curriculum.config, {name: s.share for name, s in stage.shares.items() if s.share}
+    pool = tokens_without_repeats(config, shares, cuts)
+    return told | {"steps_without_repeats": steps_without_repeats(config, pool, stage.tokens_per_step)}
 
 
 def as_text(plan: dict, width: int | None = None) -> str:
@@ -127,13 +189,18 @@ def as_text(plan: dict, width: int | None = None) -> str:
             "no store. This can be planned, not trained."
         )
     for stage in plan["stages"]:
+        shape = f"{stage['rows_per_step']:,} rows of {stage['sequence_length']:,} tokens"
+        if "buckets" in stage:
+            shape = f"{stage['tokens_per_step']:,} tokens, in rows of the lengths below"
         branch = tree.add(
             f"stage {stage['name']}: steps {stage['first_step']:,} to {stage['last_step']:,}, "
             f"{stage['tokens']:,} tokens\n"
-            f"{stage['steps']:,} steps of {stage['rows_per_step']:,} rows of {stage['sequence_length']:,} tokens\n"
+            f"{stage['steps']:,} steps of {shape}\n"
             f"learning rate {stage['learning_rate_first']:.6g} to {stage['learning_rate_last']:.6g}; its rule goes on "
             f"to {stage['learning_rate_after']:.6g}"
         )
+        if "buckets" in stage:
+            branch.add(_lengths(stage))
         branch.add(_amounts(stage["sources"], declared))
         if all("first_row" in source for source in stage["sources"].values()):
             branch.add(_reading(stage["sources"]))
@@ -149,6 +216,27 @@ def as_text(plan: dict, width: int | None = None) -> str:
     with console.capture() as captured:
         console.print(tree)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _lengths(stage: dict) -> Group:
+    """What is read of each bucket, and how much each has."""
+    told = (
+        f"{stage['cycles']:,} cycles; a sequence has {stage['average_sequence_length']:,.1f} tokens on average, a "
+        f"prediction {stage['average_context_length']:,.1f} tokens of context"
+    )
+    if "steps_without_repeats" in stage:
+        told += f"\nup to {stage['steps_without_repeats']:,} steps read no row twice"
+    table = _table("length", "rows a step", "steps", "tokens", "share", "epochs", "rows an epoch")
+    for length, bucket in stage["buckets"].items():
+        table.add_row(
+            f"{int(length):,}",
+            f"{bucket['rows_per_step']:,}",
+            f"{bucket['steps']:,}",
+            f"{bucket['tokens']:,}",
+            f"{bucket['share']:.3%}",
+            *((f"{bucket['epochs']:.4f}", f"{bucket['rows_per_epoch']:,}") if "epochs" in bucket else ()),
+        )
+    return Group(told, table)
 
 
 def _amounts(sources: dict[str, dict], declared: set[str]) -> Table:
@@ -172,10 +260,11 @@ def _reading(sources: dict[str, dict]) -> Table:
     """Where a stage begins to read each source, and what an epoch of it loses to the format."""
     table = _table("from", "epoch", "document", "row", "documents an epoch", "dropped", "padded", "truncated")
     for name, source in sources.items():
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in source.get("dropped", {}).items())
         numbers = ("first_epoch", "first_document", "first_row", "documents_per_epoch")
         lost = ("dropped", "padded", "truncated")
         keys = (*numbers, *(f"{what}_tokens_per_epoch" for what in lost))
-        table.add_row(name, *(f"{source[key]:,}" for key in keys))
+        table.add_row(name, *(f"{source[key]:,}" for key in keys), reasons)
     return table
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mixlab.batch import SPAN, Batch, Kind, render
+from mixlab.schedule.fixed import FixedCut, FixedRows
 from mixlab.schedule.source import Cursor, SourceRows
 from mixlab.schedule.stages import Stage
 from mixlab.sequences.documents import Documents
@@ -22,11 +23,22 @@ from mixlab.sequences.format import FormatConfig
 __all__ = ["SPAN", "Batch", "Kind", "Place", "Stream", "render"]
 
 
-class Reading(NamedTuple):
-    """A stage's part of a source's rows: those from `first` on."""
+Rows = SourceRows | FixedRows
 
-    rows: SourceRows
+
+class Reading(NamedTuple):
+    """A stage's part of a source's rows of one length: those from `first` on."""
+
+    rows: Rows
     first: int
+
+
+class _Latest(NamedTuple):
+    """What the stages so far have made of a source: how it is cut, its rows by length, how many of them are read."""
+
+    cut: tuple
+    rows: dict[int, Rows]
+    read: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,9 @@ class Stream:
     seed: of the run.   cache: folder for indices (None: memory only).   pad_id: fills what no document does.
 
     A stage reads on where the one before left a source: in its rows, if both cut them alike, else from the next
-    document that no earlier stage has touched; a stage with a seed reads what is left in an order of its own. Sources
-    are numbered in alphabetical order.
+    document that no earlier stage has touched; a stage with a seed reads what is left in an order of its own. Where a
+    source is cut into rows once for all epochs, only the former can be (`rereading_problems`). Sources are numbered in
+    alphabetical order.
     """
 
     def __init__(
@@ -61,25 +74,27 @@ class Stream:
     ):
         self.stages, self.pad_id = stages, pad_id
         self.names = tuple(sorted({name for stage in stages for name in stage.shares}))
-        self.readings: list[dict[str, Reading]] = []
-        latest: dict[
-            str, tuple[object, SourceRows, int]
-        ] = {}  # how its rows are cut, its rows, how many have been read
+        self.lanes: list[dict[int, dict[str, Reading]]] = []  # of each stage: length of rows -> source -> reading
+        latest: dict[str, _Latest] = {}
         for stage in stages:
-            readings = {}
-            for name, count in stage.rows_of().items():
-                how = (stage.format.kind, stage.format.bos, stage.format.eos, stage.sequence_length)
-                before, rows, done = latest.get(name, (None, None, 0))
-                if rows is None or before != how or stage.seed is not None:
-                    start = rows.cursor_after(done) if rows is not None else Cursor()
-                    reordered = rows.reordered if rows is not None else ()
-                    reordered += () if stage.seed is None else ((start, stage.seed),)
-                    chosen = documents(name, stage.format)
-                    rows = SourceRows(name, chosen, stage.format, stage.sequence_length, seed, cache, start, reordered)
-                    done = 0
-                readings[name] = Reading(rows, done)
-                latest[name] = (how, rows, done + count)
-            self.readings.append(readings)
+            lanes: dict[int, dict[str, Reading]] = {length: {} for length in stage.mixtures}
+            served = {length: stage.rows_of(length) for length in lanes}
+            for name in stage.shares:
+                rows, read = _rows_of(name, stage, latest.get(name), documents, seed, cache)
+                for length, lane in lanes.items():
+                    lane[name] = Reading(rows[length], read.get(length, 0))
+                read = read | {length: lane[name].first + served[length][name] for length, lane in lanes.items()}
+                latest[name] = _Latest(stage.format.cut(stage.sequence_length), rows, read)
+            self.lanes.append(lanes)
+
+    @property
+    def readings(self) -> list[dict[str, Reading]]:
+        """Source -> reading of each stage whose rows all have one length; ValueError when there are others."""
+        found = []
+        for lanes in self.lanes:
+            (readings,) = lanes.values()
+            found.append(readings)
+        return found
 
     def __len__(self) -> int:
         return self.stages[-1].last_step + 1
@@ -96,78 +111,122 @@ class Stream:
 
     def __getitem__(self, step: int) -> Batch:
         """The whole global batch of a step."""
-        return self.rows(step, 0, self.stage(step).rows_per_step)
+        return self.rows(step, 0, self.stage(step).shape(step)[0])
 
     def rows(self, step: int, first: int, count: int) -> Batch:
         """Rows `first` up to `first + count` of the global batch of `step`: what one host reads."""
         number = self._stage_number(step)
-        stage, readings = self.stages[number], self.readings[number]
-        sources, ks = stage.mixture.locate(
-            (step - stage.first_step) * stage.rows_per_step + np.arange(first, first + count)
-        )
+        stage = self.stages[number]
+        length, batch_number = stage.batch_of(step)
+        mixture, readings = stage.mixtures[length], self.lanes[number][length]
+        rows_per_step = stage.tokens_per_step // length
+        sources, ks = mixture.locate(batch_number * rows_per_step + np.arange(first, first + count))
         parts = []
         for source in np.unique(sources).tolist():
-            name = stage.mixture.names[source]
+            name = mixture.names[source]
             here = np.flatnonzero(sources == source)
             rows = readings[name].rows
             pieces = rows.pieces(readings[name].first + ks[here])
-            batch = render(
-                pieces,
-                rows.documents,
-                stage.format,
-                len(here),
-                stage.sequence_length,
-                self.names.index(name),
-                self.pad_id,
-            )
+            batch = render(pieces, rows.documents, stage.format, len(here), length, self.names.index(name), self.pad_id)
             parts.append((here, batch))
         return parts[0][1] if len(parts) == 1 else _interleave(parts, count)
 
     def find(self, source: str, document: int) -> list[Place]:
         """Every place where a document of a source is read during the run, in order; nothing is scanned but its index."""
         places = []
-        for stage, readings in zip(self.stages, self.readings, strict=True):
-            if source not in readings:
-                continue
-            rows, first = readings[source]
-            last = first + stage.rows_of()[source]
-            for k in rows.find(document, last):
-                if k < first:
-                    continue
-                at = int(stage.mixture.find(stage.mixture.names.index(source), np.array([k - first]))[0])
-                pieces = rows.pieces(np.array([k]))
-                offsets = np.cumsum(pieces.lengths) - pieces.lengths
-                places += [
-                    Place(
-                        stage.first_step + at // stage.rows_per_step,
-                        at % stage.rows_per_step,
-                        int(offsets[i]),
-                        int(pieces.lengths[i]),
-                        int(pieces.starts[i]),
-                    )
-                    for i in np.flatnonzero(pieces.documents == document)
-                ]
+        for stage, lanes in zip(self.stages, self.lanes, strict=True):
+            for length, lane in lanes.items():
+                if source in lane:
+                    places += _places(stage, length, source, document, lane[source])
         return sorted(places, key=lambda place: (place.step, place.row, place.offset))
 
     def identity(self) -> list[dict]:
-        """For each stage, everything that decides what it reads but for how long it lasts; JSON types."""
-        return [
-            {
-                "name": stage.name,
-                "first_step": stage.first_step,
-                "rows_per_step": stage.rows_per_step,
-                "format": vars(stage.format),
-                "shares": {name: str(share.share) for name, share in sorted(stage.shares.items())},
-                "block_rows": stage.mixture.block_rows,
-                "seed": stage.mixture.seed,
-                "sources": {n: [r.rows.identity(), r.first] for n, r in sorted(readings.items())},
-            }
-            for stage, readings in zip(self.stages, self.readings, strict=True)
-        ]
+        """For each stage, everything that decides what it reads; but for how long it lasts, unless its rows are of several
+        lengths: how many it reads of each depends on that. JSON types."""
+        return [_identity(stage, lanes) for stage, lanes in zip(self.stages, self.lanes, strict=True)]
 
     def fingerprint(self) -> str:
         """A hash of everything that decides what is read, other than the length of the last stage."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def _rows_of(
+    name: str,
+    stage: Stage,
+    before: _Latest | None,
+    documents: Callable[[str, FormatConfig], Documents],
+    seed: int,
+    cache: Path | None,
+) -> tuple[dict[int, Rows], dict[int, int]]:
+    """A source's rows for a stage, by length, and how many of each the stages before have read."""
+    format, longest = stage.format, stage.sequence_length
+    if before and before.cut == format.cut(longest) and stage.seed is None:
+        return before.rows, before.read
+    start = Cursor()
+    reordered: tuple[tuple[Cursor, int], ...] = ()
+    if before:
+        earlier, *others = before.rows.values()
+        if others or format.cut_once or isinstance(earlier, FixedRows):
+            raise ValueError(f"stage {stage.name!r}: which documents of {name!r} are left cannot be told")
+        start, reordered = earlier.cursor_after(before.read[earlier.row_length]), earlier.reordered
+    chosen = documents(name, format)
+    if format.cut_once:
+        cut = FixedCut(name, chosen, format, longest, seed, cache)
+        return {length: FixedRows(cut, length, stage.seed) for length in cut.lengths}, {}
+    if stage.seed is not None:
+        reordered += ((start, stage.seed),)
+    return {longest: SourceRows(name, chosen, format, longest, seed, cache, start, reordered)}, {}
+
+
+def _places(stage: Stage, length: int, source: str, document: int, reading: Reading) -> list[Place]:
+    """Where a stage reads a document in its rows of one length."""
+    rows, first = reading
+    mixture, rows_per_step = stage.mixtures[length], stage.tokens_per_step // length
+    if source not in mixture.names:
+        return []
+    places = []
+    for k in rows.find(document, first + stage.rows_of(length)[source]):
+        if k < first:
+            continue
+        at = int(mixture.find(mixture.names.index(source), np.array([k - first]))[0])
+        step = stage.step_of(length, at // rows_per_step)
+        pieces = rows.pieces(np.array([k]))
+        offsets = np.cumsum(pieces.lengths) - pieces.lengths
+        places += [
+            Place(step, at % rows_per_step, int(offsets[i]), int(pieces.lengths[i]), int(pieces.starts[i]))
+            for i in np.flatnonzero(pieces.documents == document)
+        ]
+    return places
+
+
+def _identity(stage: Stage, lanes: dict[int, dict[str, Reading]]) -> dict:
+    found = {
+        "name": stage.name,
+        "first_step": stage.first_step,
+        "rows_per_step": stage.rows_per_step,
+        "format": stage.format.identity(),
+        "shares": {name: str(share.share) for name, share in sorted(stage.shares.items())},
+    }
+    if stage.curriculum is None:
+        (lane,) = lanes.values()
+        return found | {
+            "block_rows": stage.mixture.block_rows,
+            "seed": stage.mixture.seed,
+            "sources": {name: [r.rows.identity(), r.first] for name, r in sorted(lane.items())},
+        }
+    return found | {
+        "steps": stage.steps,
+        "curriculum": stage.curriculum.identity(),
+        "buckets": {
+            str(length): {
+                "weights": {name: str(weight) for name, weight in sorted(stage.mixtures[length].weights.items())},
+                "block_rows": stage.mixtures[length].block_rows,
+                "seed": stage.mixtures[length].seed,
+                "sources": {name: [r.rows.identity(), r.first] for name, r in sorted(lane.items())},
+            }
+            for length, lane in sorted(lanes.items())
+        },
+    }
 
 
 def _interleave(parts: list[tuple[np.ndarray, Batch]], count: int) -> Batch:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixlab.errors import UserError
+from mixlab.schedule.fixed import FixedCut
 from mixlab.schedule.stages import StageConfig, place_stages
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
@@ -39,7 +40,13 @@ def run_of(configs, stores, seed=0, cache=None, ids=None):
     def documents(name, format):
         return documents_of(stores[name], format, ids)
 
-    stages = place_stages(tuple(configs), lambda name, format: int(documents(name, format).lengths.sum()), seed)
+    def epoch_tokens(name, format):
+        return int(documents(name, format).lengths.sum())
+
+    def bucket_tokens(name, format, longest):
+        return FixedCut(name, documents(name, format), format, longest, seed, cache).tokens()
+
+    stages = place_stages(tuple(configs), epoch_tokens, seed, bucket_tokens=bucket_tokens)
     return Stream(stages, documents, seed, cache, PAD)
 
 

@@ -162,6 +162,7 @@ class Curriculum:
     """
 
     def __init__(self, config: CurriculumConfig, batches_per_cycle: dict[int, int], seed: int):
+        self.config, self.batches_per_cycle, self.seed = config, batches_per_cycle, seed
         self.lengths = np.array(sorted(batches_per_cycle), np.int64)
         counts = [batches_per_cycle[length] for length in self.lengths.tolist()]
         seeds = [seed_of(seed, "cycle", 0 if config.same_order else cycle) for cycle in range(config.cycles)]
@@ -175,6 +176,11 @@ class Curriculum:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+    def identity(self) -> dict:
+        """What decides the order; JSON types."""
+        batches = {str(length): count for length, count in sorted(self.batches_per_cycle.items())}
+        return {**vars(self.config), "batches_per_cycle": batches, "seed": self.seed}
 
     def batches(self, length: int) -> int:
         """Batches of this bucket in the stage."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from mixlab import loader
 from mixlab.config import Config, to_json
@@ -15,7 +16,7 @@ from mixlab.data import Data
 from mixlab.errors import EXIT_DIVERGED, EXIT_PREEMPTED, UserError
 from mixlab.evals.evaluation import Evaluation
 from mixlab.model.size import flops_per_token
-from mixlab.parallel.mesh import global_batch, host_rows, make_mesh
+from mixlab.parallel.mesh import global_batch, make_mesh
 from mixlab.plan import as_text, make_plan
 from mixlab.report.page import write_report
 from mixlab.report.runs import read_run
@@ -47,8 +48,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     began = time.monotonic()
     plan = make_plan(config, data)
     mesh = make_mesh(config.mesh)
-    for stage in data.stream.stages:
-        host_rows(mesh, stage.rows_per_step // config.training.accumulation_steps)  # UserError unless rows split evenly
+    _check_rows(config, data, mesh)
     optimizer = make_optimizer(config.optimizer)
     layout = plan_state(config.model, optimizer, mesh)
     _keep_compiled()
@@ -80,7 +80,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         train_step = make_train_step(config, optimizer, layout)
         executables = {
             shape: compile_train_step(train_step, layout, *shape)
-            for shape in dict.fromkeys((stage.rows_per_step, stage.sequence_length) for stage in data.stream.stages)
+            for shape in dict.fromkeys(shape for stage in data.stream.stages for shape in stage.shapes())
         }
         with (
             MetricsLog(
@@ -125,8 +125,9 @@ def _run(config, data, layout, state, executables, evaluation, checkpoints, stop
     stream, total, first = data.stream, config.total_steps, int(state["step"])
     for step, local in loader.batches(stream, first, config.loader, jax.process_index(), jax.process_count()):
         stage = stream.stage(step)
-        batch = global_batch(layout.mesh, local, stage.rows_per_step)
-        state, metrics = executables[stage.rows_per_step, stage.sequence_length](state, batch)
+        shape = stage.shape(step)
+        batch = global_batch(layout.mesh, local, shape[0])
+        state, metrics = executables[shape](state, batch)
         recorder.add(step + 1, stage, metrics)  # waits for the step before this one, not for this one
         done = step + 1
         stopping = stop.requested(done)
@@ -175,10 +176,18 @@ class _Recorder:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         speed = stage.tokens_per_step / seconds
-        utilisation = mfu(flops_per_token(self._config.model, stage.sequence_length), speed, jax.devices())
+        length = stage.shape(step - 1)[1]
+        utilisation = mfu(flops_per_token(self._config.model, length), speed, jax.devices())
         perf = {"perf/step_seconds": seconds, "perf/tokens_per_second": speed}
         perf |= {} if utilisation is None else {"perf/mfu": utilisation}
-        self._log.add(step, {"tokens": self.tokens} | values | perf | scores)
+        buckets = {}
+        if stage.curriculum is not None:  # the loss of short rows is higher, and their steps are quicker
+            buckets = {
+                "train/sequence_length": length,
+                f"train/bucket_{length}/loss": values["train/loss"],
+                f"perf/bucket_{length}/step_seconds": seconds,
+            }
+        self._log.add(step, {"tokens": self.tokens} | values | perf | buckets | scores)
         self._log.flush()
         self._progress.update(step, values["train/loss"], speed, utilisation)
         self._tell(step, scores)
@@ -207,6 +216,25 @@ class _Recorder:
         self._progress.note(f"{what}; the update is skipped ({self._skipped_in_a_row} in a row)")
         if self._skipped_in_a_row >= settings.max_skipped_steps:
             raise Diverged(f"stopping after {self._skipped_in_a_row} skipped updates in a row")
+
+
+def _check_rows(config: Config, data: Data, mesh: Mesh) -> None:
+    """UserError unless the rows of every step split evenly over the accumulation's parts and the devices. Those of all
+    shapes do when the fewest do: shorter rows come in multiples of their number."""
+    parts, shards = config.training.accumulation_steps, mesh.shape["data"] * mesh.shape["fsdp"]
+    problems = []
+    for number, stage in enumerate(data.stream.stages):
+        fewest = stage.shapes()[-1]
+        if fewest[0] % (parts * shards):
+            unit = parts * shards * fewest[1]
+            below = stage.tokens_per_step // unit * unit
+            problems.append(
+                f"stages.{number}: {fewest[0]} rows of {fewest[1]} tokens a step cannot be split over data x fsdp = "
+                f"{shards} devices in {parts} accumulation steps; use "
+                f"{f'tokens_per_step={below} or ' if below else ''}tokens_per_step={below + unit}, or fewer devices"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _due(step: int, every: int) -> bool:

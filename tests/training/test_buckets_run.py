@@ -1,0 +1,162 @@
+"""A small run over length buckets: what it records, what it compiles, and that it is resumed anywhere in a cycle."""
+
+import json
+import shutil
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mixlab import errors, train
+from mixlab.training import loop
+from mixlab.training.checkpoint import Checkpoints
+from tests.stores import some_texts, write_store
+
+CYCLE, STEPS = 6, 12
+SHAPES = {8: 16, 16: 8, 32: 4}
+CONFIG = """
+from mixlab.model.presets import llama
+
+def get_config(arg=""):
+    return dict(
+        name="buckets",
+        sources={{"web": {{"store": {web!r}}}, "books": {{"store": {books!r}}}}},
+        model=llama(layers=1, d_model=32, heads=2, vocab_size=259, context_length=32),
+        stages=[
+            dict(
+                name="main", steps=12, sequence_length=32, tokens_per_step=128, mixture=dict(web=0.75, books=0.25),
+                format=dict(kind="decompose", min_length=8),
+                curriculum=dict(mixture="equal", cycles=2, odds="grow_p2"),
+            ),
+        ],
+        schedule=dict(kind="cosine", peak=3e-3, warmup_steps=2),
+        checkpoint=dict(every_steps=1, keep_last=100),
+        evaluation=dict(every_steps=0, tokens_per_domain=300, rows=4, sample_tokens=0),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("buckets")
+    web = write_store(folder / "web", some_texts(60))
+    books = write_store(folder / "books", some_texts(90)[60:])
+    (folder / "config.py").write_text(CONFIG.format(web=str(web), books=str(books)))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MIXLAB_CACHE", str(folder / "cache"))
+    yield folder
+    patch.undo()
+
+
+def run(place, name, *flags):
+    assert errors.run(train.main, [f"--config={place / 'config.py'}", f"--workdir={place / name}", *flags]) == 0
+    return [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(lines):
+    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+
+
+def weights(place, name):
+    with Checkpoints(place / name / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.meta(STEPS)["arrays"]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The run's metrics, and what it compiled: {"steps": executables by shape, "later": programs after the first step}."""
+    compiled: dict = {"later": []}
+    compile_step, add = loop.compile_train_step, loop._Recorder.add
+
+    def compile_and_tell(function, layout, rows, length):
+        assert "counting" not in compiled
+        executable = compiled.setdefault("steps", {})[rows, length] = compile_step(function, layout, rows, length)
+        return executable
+
+    def add_and_count(self, *arguments):
+        compiled["counting"] = True
+        add(self, *arguments)
+
+    def on_compile(event, duration, **more):
+        if "backend_compile" in event and compiled.get("counting"):
+            compiled["later"].append(more["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(on_compile)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_train_step", compile_and_tell)
+        patch.setattr(loop._Recorder, "add", add_and_count)
+        lines = run(place, "whole")
+    compiled["counting"] = False
+    return lines, compiled
+
+
+def test_metrics_tell_the_buckets_apart(place, whole):
+    lines, _ = whole
+    assert [line["tokens"] for line in lines] == [128 * s for s in range(1, STEPS + 1)]
+    lengths = [int(line["train/sequence_length"]) for line in lines]
+    for line, length in zip(lines, lengths, strict=True):
+        assert line[f"train/bucket_{length}/loss"] == line["train/loss"]
+        assert line[f"perf/bucket_{length}/step_seconds"] == line["perf/step_seconds"] > 0
+        assert sum("/bucket_" in key for key in line) == 2
+        assert line["train/loss_tokens"] == 128  # in the released cut every token has a target
+    plan = json.loads((place / "whole" / "plan.json").read_text())["stages"][0]
+    assert Counter(lengths[:CYCLE]) == Counter(lengths[CYCLE:]) == {length: 2 for length in SHAPES}
+    for length, rows in SHAPES.items():
+        bucket = plan["buckets"][str(length)]
+        assert (bucket["rows_per_step"], bucket["steps"], bucket["tokens"]) == (rows, 4, 512)
+        assert sum(bucket["sources"].values()) == 512
+    assert plan["average_sequence_length"] == pytest.approx(3 / (1 / 8 + 1 / 16 + 1 / 32))
+    assert plan["average_context_length"] == pytest.approx((7 + 15 + 31) / 6)
+    assert {name: source["tokens"] for name, source in plan["sources"].items()} == {"web": 1152, "books": 384}
+    for source in plan["sources"].values():
+        kept = sum(source["dropped"].values()) + source["padded_tokens_per_epoch"]
+        assert 0 < kept < source["tokens_per_epoch"] and "predicted but not read" in source["dropped"]
+
+
+def test_every_shape_is_compiled_before_the_first_step_and_no_other(whole):
+    _, compiled = whole
+    assert {length: rows for rows, length in compiled["steps"]} == SHAPES
+    assert compiled["later"] and not [name for name in compiled["later"] if "train_step" in name]  # checkpoints' are
+    state, batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), compiled["steps"][4, 32].in_avals[0])
+    for length, rows in SHAPES.items():
+        fitting = {name: jnp.zeros((rows, length), array.dtype) for name, array in batch.items()}
+        state, _ = compiled["steps"][rows, length](state, fitting)
+    unplanned = {name: jnp.zeros((2, 64), array.dtype) for name, array in batch.items()}
+    for executable in compiled["steps"].values():
+        with pytest.raises(TypeError, match="compiled"):
+            executable(state, unplanned)
+
+
+@pytest.mark.parametrize("step", [2, CYCLE - 1, CYCLE, CYCLE + 1])
+def test_resumed_anywhere_in_a_cycle_it_is_the_same_run(place, whole, step):
+    name = f"from-{step}"
+    shutil.copytree(place / "whole", place / name)
+    for path in (place / name / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > step:
+            shutil.rmtree(path)
+    assert timeless(run(place, name)) == timeless(whole[0]) and weights(place, name) == weights(place, "whole")
+
+
+def test_it_goes_on_with_no_other_curriculum(place, whole, capsys):
+    flags = [f"--config={place / 'config.py'}", f"--workdir={place / 'whole'}"]
+    code = errors.run(train.main, [*flags, "--config.stages.0.curriculum.odds=uniform"])
+    assert code == errors.EXIT_USER_ERROR
+    assert "stages.0.curriculum.odds: was 'grow_p2', is now 'uniform'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["training.accumulation_steps=3"], "training.accumulation_steps = 3 does not divide the 4 rows of stages.0; use 2"),
+        (["stages.0.sequence_length=64", "stages.0.tokens_per_step=256"], "longer than model.context_length = 32"),
+        (["stages.0.format.variant=binary"], "stages.0.format.variant = 'binary': use one of 'exact', 'released', 'overlap'"),
+        (["stages.0.format.kind=packed"], "use one of 'concat_chunk', 'best_fit', 'decompose'"),
+        (["stages.0.curriculum.od=uniform"], "unknown key 'stages.0.curriculum.od'; did you mean 'stages.0.curriculum.odds'?"),
+        (["mesh.data=1", "stages.0.tokens_per_step=32768"], "stages.0: the bucket of length 8 has"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told_before_training(place, capsys, flags, told):
+    arguments = [f"--config={place / 'config.py'}", f"--workdir={place / 'none'}"]
+    assert errors.run(train.main, [*arguments, *(f"--config.{flag}" for flag in flags)]) == errors.EXIT_USER_ERROR
+    assert told in capsys.readouterr().err and not (place / "none").exists()
