@@ -3,12 +3,18 @@
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mixlab import errors, train
+from mixlab.batch import render
+from mixlab.config import load
+from mixlab.data import open_data
+from mixlab.plan import as_text, make_plan
 from mixlab.training import loop
 from mixlab.training.checkpoint import Checkpoints
 from tests.stores import some_texts, write_store
@@ -160,3 +166,49 @@ def test_what_cannot_be_is_told_before_training(place, capsys, flags, told):
     arguments = [f"--config={place / 'config.py'}", f"--workdir={place / 'none'}"]
     assert errors.run(train.main, [*arguments, *(f"--config.{flag}" for flag in flags)]) == errors.EXIT_USER_ERROR
     assert told in capsys.readouterr().err and not (place / "none").exists()
+
+
+def planned(place, *flags):
+    config = load(str(place / "config.py"), [f"--config.{flag}" for flag in flags])
+    data = open_data(config)
+    plan = make_plan(config, data)
+    return data, plan["stages"][0], as_text(plan)
+
+
+def test_the_plan_tells_lengths_steps_and_what_is_lost(place, whole):
+    data, stage, text = planned(place)
+    for length, bucket in stage["buckets"].items():
+        rows = sum(len(reading.rows.index) for reading in data.stream.lanes[0][int(length)].values())
+        assert bucket["rows_per_epoch"] == rows and bucket["epochs"] == bucket["rows"] / rows
+    for name, source in stage["sources"].items():
+        read = sum(int(length) * len(lane[name].rows.index) for length, lane in data.stream.lanes[0].items())
+        assert read + source["dropped_tokens_per_epoch"] == source["tokens_per_epoch"]
+    assert f"up to {stage['steps_without_repeats']:,} steps read no row twice" in text
+    assert "2 cycles; a sequence has 13.7 tokens on average, a prediction 8.8 tokens of context" in text
+
+
+@pytest.mark.parametrize("long_documents", ["split", "truncate"])
+def test_the_plan_tells_what_packing_pads_and_truncates(place, whole, long_documents):
+    format = f"stages.0.format={dict(kind='best_fit', long_documents=long_documents)}"
+    data, stage, _ = planned(place, "stages.0.curriculum=None", format)
+    for name, source in stage["sources"].items():
+        rows = data.stream.readings[0][name].rows
+        batch = render(
+            rows.pieces(np.arange(len(rows.index))), rows.documents, data.stream.stages[0].format, len(rows.index), 32
+        )
+        padded = int((batch.segment_ids == 0).sum())
+        assert source["padded_tokens_per_epoch"] == padded and source["rows_per_epoch"] == len(rows.index)
+        lost = source["tokens_per_epoch"] - (batch.segment_ids.size - padded)
+        assert source["truncated_tokens_per_epoch"] == lost and (lost > 0) == (long_documents == "truncate")
+
+
+def test_devices_that_do_not_divide_the_longest_batch(place, whole):
+    config = load(str(place / "config.py"), ["--config.training.accumulation_steps=2"])
+    data = open_data(config)
+    loop._check_rows(config, data, SimpleNamespace(shape={"data": 2, "fsdp": 1, "tensor": 3}))
+    with pytest.raises(errors.UserError) as refused:
+        loop._check_rows(config, data, SimpleNamespace(shape={"data": 3, "fsdp": 1, "tensor": 1}))
+    assert str(refused.value) == (
+        "stages.0: 4 rows of 32 tokens a step cannot be split over data x fsdp = 3 devices in 2 accumulation steps; use "
+        "tokens_per_step=192, or fewer devices"
+    )
