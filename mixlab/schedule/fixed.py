@@ -13,7 +13,7 @@ from mixlab.sequences.best_fit import best_fit
 from mixlab.sequences.decompose import bucket_lengths, decompose
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
-from mixlab.sequences.index import Pieces, SequenceIndex
+from mixlab.sequences.index import FORMAT, Pieces, SequenceIndex
 
 
 class FixedCut:
@@ -82,7 +82,7 @@ class FixedCut:
 
     @property
     def _fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([FORMAT, self.identity()], sort_keys=True).encode()).hexdigest()[:32]
 
 
 class FixedRows:
