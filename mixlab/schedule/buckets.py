@@ -7,7 +7,8 @@ from math import ceil, fsum
 from mixlab.errors import UserError
 from mixlab.schedule.curriculum import CurriculumConfig, batches_per_cycle
 
-ROUNDS = 64  # of raking; each comes nearer by a factor, and one source needs one
+ROUNDS = 4000  # of raking, at most; few are needed, but where sources hardly share a bucket it goes slowly
+NEAR = 1e-6  # of a share: there raking ends
 
 Tokens = dict[str, dict[int, int]]  # source -> bucket length -> tokens in its rows
 
@@ -83,8 +84,10 @@ def _raked(
     total = sum(batches.values())
     table = {name: {length: float(tokens[name][length]) for length in batches} for name in shares}
     for _ in range(ROUNDS):
-        for name, share in shares.items():
-            factor = float(share) * total / fsum(table[name].values())
+        factors = {name: float(share) * total / fsum(table[name].values()) for name, share in shares.items()}
+        if all(abs(factor - 1) < NEAR for factor in factors.values()):
+            break
+        for name, factor in factors.items():
             table[name] = {length: value * factor for length, value in table[name].items()}
         for length, count in batches.items():
             factor = count / fsum(row[length] for row in table.values())
