@@ -30,8 +30,8 @@ def place(tmp_path_factory):
     for name in ("configs", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     configs = dict(blocks("python"))
-    (folder / "my_run.py").write_text(configs["config"])
-    (folder / "anneal.py").write_text(configs["anneal"])
+    for name, mark in (("my_run", "config"), ("anneal", "anneal"), ("buckets", "buckets")):
+        (folder / f"{name}.py").write_text(configs[mark])
     (folder / "data").mkdir()
     with gzip.open(folder / "data" / "some.jsonl.gz", "wt") as file:
         for i in range(300):

@@ -186,4 +186,5 @@ class SourceRows:
         return seed_of(self._seed, what, *numbers)
 
     def _fingerprint(self, epoch: int) -> str:
-        return hashlib.sha256(json.dumps([index.FORMAT, self.identity(), epoch], sort_keys=True).encode()).hexdigest()[:32]
+        identity = json.dumps([index.FORMAT, self.identity(), epoch], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()[:32]
