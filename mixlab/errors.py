@@ -1,5 +1,6 @@
 """Errors a user can cause, and the exit codes a launcher can act on."""
 
+import errno
 import os
 import select
 import sys
@@ -18,12 +19,18 @@ class UserError(Exception):
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
     """Calls `main(arguments)` and returns the exit code: what `main` returned (None is 0), or 2 for a UserError,
-    whose message goes to stderr without a traceback. Ends quietly when nobody reads the output any more."""
+    whose message goes to stderr without a traceback; a full disk, wherever it shows, is told likewise. Ends quietly when nobody reads the output any more."""
     try:
         try:
             return main(sys.argv[1:] if argv is None else argv) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = f" for {error.filename}" if error.filename else ""
+            print(f"error: {error.strerror}{where}; free some and run the same command again", file=sys.stderr)
             return EXIT_USER_ERROR
         finally:
             sys.stdout.flush()  # here, where its failure can be answered

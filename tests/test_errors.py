@@ -81,3 +81,21 @@ def test_exit_codes(capsys):
     assert errors.run(lambda _: None, []) == 0 and errors.run(lambda _: 75, []) == 75
     assert errors.run(mistaken, []) == errors.EXIT_USER_ERROR
     assert capsys.readouterr().err == "error: key: wrong; put it right\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device on which no write succeeds")
+def test_a_full_disk_is_told_wherever_it_shows(capsys):
+    def main(_):
+        with open("/dev/full", "w") as file:
+            file.write("metrics")
+
+    assert errors.run(main, []) == errors.EXIT_USER_ERROR
+    assert "No space left on device; free some" in capsys.readouterr().err
+
+
+def test_other_failures_of_the_system_keep_their_traceback():
+    def main(_):
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(PermissionError):
+        errors.run(main, [])
