@@ -32,8 +32,6 @@ from mixlab.training.start import load_origin
 from mixlab.training.state import State, create_state, plan_state
 from mixlab.training.step import compile_train_step, make_train_step
 
-Shape = tuple[int, int]  # rows, length
-
 
 class Diverged(Exception):
     """Loss or gradient is not finite and the policy says stop."""

@@ -8,7 +8,7 @@ import optax
 
 from mixlab.config import Config
 from mixlab.parallel.mesh import batch_sharding, replicated
-from mixlab.training.loss import cross_entropy
+from mixlab.training.loss import CrossEntropy, cross_entropy
 from mixlab.training.optimizer import apply_gradients
 from mixlab.training.schedules import composed_rate
 from mixlab.training.state import Layout, State
@@ -24,21 +24,11 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
     rows_without_loss, skipped.
     An update whose loss or gradient is not finite leaves parameters and moments as they were, bit for bit; the step counts.
     """
-    settings, vocab_size, rates = config.training, config.model.vocab_size, config.learning_rates
+    settings, rates = config.training, config.learning_rates
 
     def loss_sum(params, batch: Arrays, normaliser):
         """Sum over these rows, divided by the weight of the whole global batch."""
-        model = layout.model(params)
-        hidden_BxLxD = model(batch["tokens"], batch["segment_ids"], batch["positions"])
-        loss = cross_entropy(
-            hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
-            model.head_DxV(),
-            batch["targets"].reshape(-1),
-            batch["loss_weights"].reshape(-1),
-            vocab_size=vocab_size,
-            z_loss=settings.z_loss,
-            chunk_tokens=settings.loss_chunk_tokens,
-        )
+        loss = _losses(config, layout, params, batch, settings.z_loss)
         return loss.total / normaliser, settings.z_loss * loss.z_sum / normaliser
 
     def gradients(params, batch: Arrays, normaliser):
@@ -82,17 +72,7 @@ def make_token_losses(config: Config, layout: Layout) -> Callable:
     """(params, batch) -> float32 [B, L]: -log p(target) at every position, whatever its weight."""
 
     def token_losses(params, batch: Arrays):
-        model = layout.model(params)
-        hidden_BxLxD = model(batch["tokens"], batch["segment_ids"], batch["positions"])
-        loss = cross_entropy(
-            hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
-            model.head_DxV(),
-            batch["targets"].reshape(-1),
-            batch["loss_weights"].reshape(-1),
-            vocab_size=config.model.vocab_size,
-            chunk_tokens=config.training.loss_chunk_tokens,
-        )
-        return loss.nll_T.reshape(batch["tokens"].shape)
+        return _losses(config, layout, params, batch).nll_T.reshape(batch["tokens"].shape)
 
     return token_losses
 
@@ -115,6 +95,21 @@ def abstract_batch(layout: Layout, rows: int, length: int) -> dict[str, jax.Shap
     types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"loss_weights": jnp.float32}
     sharding = batch_sharding(layout.mesh)
     return {name: jax.ShapeDtypeStruct((rows, length), kind, sharding=sharding) for name, kind in types.items()}
+
+
+def _losses(config: Config, layout: Layout, params, batch: Arrays, z_loss: float = 0.0) -> CrossEntropy:
+    """The losses of a batch's tokens, row after row."""
+    model = layout.model(params)
+    hidden_BxLxD = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+    return cross_entropy(
+        hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
+        model.head_DxV(),
+        batch["targets"].reshape(-1),
+        batch["loss_weights"].reshape(-1),
+        vocab_size=config.model.vocab_size,
+        z_loss=z_loss,
+        chunk_tokens=config.training.loss_chunk_tokens,
+    )
 
 
 def _parts(array: jax.Array, parts: int) -> jax.Array:
