@@ -1,4 +1,8 @@
-"""Batch: what the model gets of some rows, with the provenance of every token; and how pieces become one."""
+"""Batch: what the model gets of some rows, with the provenance of every token; and how pieces become one.
+
+Pieces are first laid out as tokens (`lay_out`); only then is it decided what is attended to and trained on (`finish`), so that
+whatever overwrites tokens in between is masked, numbered and filtered like all others.
+"""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -58,13 +62,36 @@ class Batch:
         return {name: value for name, value in vars(self).items() if name != "spans"}
 
 
+@dataclass
+class Layout:
+    """Rows of tokens with one more than the batch will have: the target of the last position.
+
+    tokens: int32 [R, L + 1].
+    numbers: int32 [R, L + 1]; which document of its row a token belongs to, from 1 on, 0 for padding.
+    positions: int32 [R, L + 1]; within the document's part that is in this row.
+    spans: SPAN [S]; the provenance of the first L tokens of every row.
+    """
+
+    tokens: np.ndarray
+    numbers: np.ndarray
+    positions: np.ndarray
+    spans: np.ndarray
+
+
 def render(
     pieces: Pieces, documents: Documents, format: FormatConfig, rows: int, length: int, source: int = 0, pad: int = 0
 ) -> Batch:
-    """Pieces to tokens, targets, loss weights, segments, positions and provenance; all at once, no loop over rows.
+    """Pieces to tokens, targets, loss weights, segments, positions and provenance."""
+    return finish(lay_out(pieces, documents, format, rows, length, source, pad), format)
 
-    Rows are laid out with one token more than `length`, the target of the last position: the next token of the document
-    that is cut there, if the format has targets past the row, else padding.
+
+def lay_out(
+    pieces: Pieces, documents: Documents, format: FormatConfig, rows: int, length: int, source: int = 0, pad: int = 0
+) -> Layout:
+    """Pieces to tokens; all at once, no loop over rows.
+
+    The token after a row's last is the next one of the document that is cut there, if the format has targets past the row,
+    else padding.
     """
     pieces = _one_more(pieces, documents, rows, length, format.targets_past_row)
     spans = _spans(pieces, documents, source)
@@ -75,34 +102,41 @@ def render(
     buffer = np.empty(int(text["length"].sum()), np.int32)
     documents.store.read(text["document"], text["start"], text["length"], buffer)
     flat[np.repeat(kinds == Kind.TEXT, counts)] = buffer
-    grid = flat.reshape(rows, length + 1)
-    tokens = np.ascontiguousarray(grid[:, :-1])
 
     real = pieces.documents >= 0
     firsts = np.searchsorted(pieces.rows, np.arange(rows))
     per_piece = np.where(real, np.arange(len(real)) - firsts[pieces.rows] + 1, 0)
-    number = np.repeat(per_piece.astype(np.int32), pieces.lengths).reshape(rows, length + 1)
-    own, following = number[:, :-1], number[:, 1:]
+    begins = np.cumsum(pieces.lengths) - pieces.lengths
+    counted = np.arange(rows * (length + 1)) - np.repeat(begins, pieces.lengths)
+    return Layout(
+        tokens=flat.reshape(rows, length + 1),
+        numbers=np.repeat(per_piece.astype(np.int32), pieces.lengths).reshape(rows, length + 1),
+        positions=counted.astype(np.int32).reshape(rows, length + 1),
+        spans=_without_targets(spans, length),
+    )
+
+
+def finish(layout: Layout, format: FormatConfig) -> Batch:
+    """What is attended to and trained on, of tokens as they lie."""
+    rows, length = layout.tokens.shape[0], layout.tokens.shape[1] - 1
+    tokens = np.ascontiguousarray(layout.tokens[:, :-1])
+    own, following = layout.numbers[:, :-1], layout.numbers[:, 1:]
     trained = (own > 0) & (following > 0)
     if not format.loss_across_documents:
         trained &= own == following
     if format.mask_repetitions:
         trained[repeats_in_rows(tokens, (own > 0).sum(axis=1))] = False
-
     if format.restart_positions:
-        begins = np.cumsum(pieces.lengths) - pieces.lengths
-        counted = np.arange(rows * (length + 1)) - np.repeat(begins, pieces.lengths)
-        positions = counted.astype(np.int32).reshape(rows, length + 1)[:, :-1]
+        positions = layout.positions[:, :-1]
     else:
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-
     return Batch(
         tokens=tokens,
-        targets=np.ascontiguousarray(grid[:, 1:]),
+        targets=np.ascontiguousarray(layout.tokens[:, 1:]),
         loss_weights=trained.astype(np.float32),
         segment_ids=np.ascontiguousarray(own) if format.mask_documents else (own > 0).astype(np.int32),
         positions=np.ascontiguousarray(positions),
-        spans=_without_targets(spans, length),
+        spans=layout.spans,
     )
 
 
