@@ -57,9 +57,10 @@ class Batch:
     positions: np.ndarray
     spans: np.ndarray
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What the device needs: the five [B, L] arrays by name."""
-        return {name: value for name, value in vars(self).items() if name != "spans"}
+    def arrays(self, masked: bool = True) -> dict[str, np.ndarray]:
+        """What the device needs: the [B, L] arrays by name, segment_ids only where documents are `masked`."""
+        left_out = ("spans",) if masked else ("spans", "segment_ids")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 @dataclass

@@ -21,8 +21,9 @@ class _HostBatches:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         step = self._first + int(index)
-        share = self._stream.stage(step).shape(step)[0] // self._hosts
-        return self._stream.rows(step, self._host * share, share).arrays()
+        shape = self._stream.shape(step)
+        share = shape.rows // self._hosts
+        return self._stream.rows(step, self._host * share, share).arrays(shape.masked)
 
 
 def batches(
@@ -30,7 +31,7 @@ def batches(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """(step, arrays [B / hosts, L]) from `first_step` to the end of the run: the contiguous block of rows of `host`.
 
-    The number of rows of every step must be a multiple of `hosts`. Any threads, workers and read-ahead give the same."""
+    Segment ids are left out of a step that masks no documents. The number of rows of every step must be a multiple of `hosts`. Any threads, workers and read-ahead give the same."""
     source = grain.MapDataset.source(_HostBatches(stream, first_step, host, hosts))
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch_batches)
     dataset = source.to_iter_dataset(options)

@@ -20,7 +20,7 @@ from mixlab.schedule.stages import Stage
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
 
-__all__ = ["SPAN", "Batch", "Kind", "Place", "Stream", "render"]
+__all__ = ["SPAN", "Batch", "BatchShape", "Kind", "Place", "Stream", "render"]
 
 
 Rows = SourceRows | FixedRows
@@ -39,6 +39,15 @@ class _Latest(NamedTuple):
     cut: tuple
     rows: dict[int, Rows]
     read: dict[int, int]
+
+
+class BatchShape(NamedTuple):
+    """What is fixed when a train step is compiled: `rows` rows of `length` tokens each over all hosts, and whether
+    segment ids mask documents from one another."""
+
+    rows: int
+    length: int
+    masked: bool
 
 
 @dataclass(frozen=True)
@@ -109,9 +118,18 @@ class Stream:
                 return number
         raise IndexError(f"step {step} is outside the run (0 to {len(self) - 1})")
 
+    def shape(self, step: int) -> BatchShape:
+        """Of the global batch of a step."""
+        stage = self.stage(step)
+        return BatchShape(*stage.shape(step), _masked(stage))
+
+    def shapes(self) -> list[BatchShape]:
+        """Every shape that a step of the run has, once."""
+        return list(dict.fromkeys(BatchShape(*s, _masked(stage)) for stage in self.stages for s in stage.shapes()))
+
     def __getitem__(self, step: int) -> Batch:
         """The whole global batch of a step."""
-        return self.rows(step, 0, self.stage(step).shape(step)[0])
+        return self.rows(step, 0, self.shape(step).rows)
 
     def rows(self, step: int, first: int, count: int) -> Batch:
         """Rows `first` up to `first + count` of the global batch of `step`: what one host reads."""
@@ -148,6 +166,11 @@ class Stream:
     def fingerprint(self) -> str:
         """A hash of everything that decides what is read, other than the length of the last stage."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def _masked(stage: Stage) -> bool:
+    """Whether a row of the stage may hold two documents that must not see each other."""
+    return stage.format.mask_documents and stage.format.kind != "decompose"
 
 
 def _rows_of(

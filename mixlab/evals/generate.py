@@ -28,7 +28,7 @@ def generate(
         def one_token(i, carry):
             grid_BxL, key = carry
             key, now = jax.random.split(key)
-            hidden_BxLxD = model(grid_BxL, jnp.ones_like(grid_BxL), positions_BxL)
+            hidden_BxLxD = model(grid_BxL, None, positions_BxL)
             logits_BxV = model.logits(hidden_BxLxD[rows, begins + i - 1])
             drawn = jax.random.categorical(now, logits_BxV / jnp.maximum(temperature, 1e-6))
             chosen = jnp.where(temperature > 0, drawn, logits_BxV.argmax(-1))

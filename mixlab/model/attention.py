@@ -1,9 +1,10 @@
 """Causal attention within documents: several ways to compute one function.
 
 Every path takes q [B, L, H, D], k and v [B, L, K, D] with H a multiple of K (query head h reads key head
-h * K // H), and segment_ids int32 [B, L]; it returns [B, L, H, D] in the dtype of q. A token attends to the
-tokens at or before it that have its segment id. Padding (id 0) is a segment like any other: its outputs are
-finite, nobody else reads them, and a loss that gives them no weight sends no gradient into them.
+h * K // H), and segment_ids int32 [B, L] or None; it returns [B, L, H, D] in the dtype of q. A token attends to
+the tokens at or before it that have its segment id. Padding (id 0) is a segment like any other: its outputs are
+finite, nobody else reads them, and a loss that gives them no weight sends no gradient into them. Without segment
+ids a token attends to all at or before it, and nothing is compared.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ KERNEL_LENGTH = 128  # both Pallas kernels want lengths that are a multiple of t
 Array = jax.Array
 
 
-def attend(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, kernel: str) -> Array:
+def attend(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array | None, kernel: str) -> Array:
     """Causal attention within segments by the named kernel, a key of KERNELS, or "auto". UserError for a
     kernel that this backend cannot run."""
     backend = jax.default_backend()
@@ -50,7 +51,7 @@ def choose_kernel(backend: str, length: int, head_dim: int, dtype: jnp.dtype) ->
     return "dense" if length <= DENSE_LENGTH else "blockwise"
 
 
-def dense(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array) -> Array:
+def dense(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array | None = None) -> Array:
     """The definition, with the whole [L, L] score matrix: what the other paths are tested against.
     Scores and softmax in float32."""
     B, L, H, D = q_BxLxHxD.shape
@@ -58,21 +59,23 @@ def dense(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL:
     wide = jnp.promote_types(q_BxLxHxD.dtype, jnp.float32)
     q = q_BxLxHxD.reshape(B, L, K, H // K, D) * D**-0.5
     scores = jnp.einsum("bqkgd,bskd->bkgqs", q, k_BxLxKxD, preferred_element_type=wide)
-    same = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None, :]
-    visible = same & jnp.tri(L, dtype=bool)
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
+    visible = jnp.tri(L, dtype=bool)
+    if segment_ids_BxL is not None:
+        same = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None, :]
+        visible = (visible & same)[:, None, None]
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
     out = jnp.einsum("bkgqs,bskd->bqkgd", weights.astype(v_BxLxKxD.dtype), v_BxLxKxD)
     return out.reshape(B, L, H, D)
 
 
 def splash(
-    q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, interpret: bool = False
+    q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array | None = None, interpret: bool = False
 ) -> Array:
     """Pallas splash attention, TPU only; `interpret` runs the kernel's program on any backend, slowly."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask
 
-    def rows(q: Array, k: Array, v: Array, segments: Array) -> Array:
+    def rows(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
         H, L = q.shape[1:3]
         block = next(size for size in (512, 256, 128) if L % size == 0)
         blocks = kernel.BlockSizes(
@@ -92,17 +95,19 @@ def splash(
             q_seq_shards=1,
             interpret=interpret,
         )
+        if segments is None:
+            return jax.vmap(row)(q, k, v)
         return jax.vmap(lambda q, k, v, s: row(q, k, v, segment_ids=kernel.SegmentIds(q=s, kv=s)))(q, k, v, segments)
 
     L, D = q_BxLxHxD.shape[1], q_BxLxHxD.shape[3]
-    arrays = _padded(q_BxLxHxD * D**-0.5, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)  # the kernel does not scale
-    q, k, v = (a.swapaxes(1, 2) for a in arrays[:3])
-    out_BxHxLxD = _on_each_device(rows, q, k, v, arrays[3], head_axis=1)
+    q, k, v, *segments = _padded(q_BxLxHxD * D**-0.5, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)  # it does not scale
+    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+    out_BxHxLxD = _on_each_device(rows, q, k, v, *segments, head_axis=1)
     return out_BxHxLxD.swapaxes(1, 2)[:, :L]
 
 
 def triton(
-    q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array, interpret: bool = False
+    q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array | None = None, interpret: bool = False
 ) -> Array:
     """The Pallas-Triton kernel, GPU only; `interpret` runs its program on any backend, slowly."""
     mha = _triton_mha()
@@ -110,7 +115,7 @@ def triton(
         raise UserError('model.attention = "triton": this jax no longer has the kernel; set "auto"')
     L, D = q_BxLxHxD.shape[1], q_BxLxHxD.shape[3]
 
-    def rows(q: Array, k: Array, v: Array, segments: Array) -> Array:
+    def rows(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
         k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))  # it knows no grouped queries
         return mha(q, k, v, segments, sm_scale=D**-0.5, causal=True, interpret=interpret)
 
@@ -135,18 +140,22 @@ def _triton_mha() -> Callable[..., Array] | None:
     return mha
 
 
-def _padded(*arrays_BxL: Array) -> list[Array]:
-    """Lengths filled up to a multiple of KERNEL_LENGTH; causality hides the filling from every real token."""
-    pad = -arrays_BxL[0].shape[1] % KERNEL_LENGTH
-    return [jnp.pad(a, ((0, 0), (0, pad)) + ((0, 0),) * (a.ndim - 2)) for a in arrays_BxL]
+def _padded(q_BxLxHxD: Array, *others_BxL: Array | None) -> list[Array]:
+    """The arrays that there are, their lengths filled up to a multiple of KERNEL_LENGTH; causality hides the filling
+    from every real token."""
+    pad = -q_BxLxHxD.shape[1] % KERNEL_LENGTH
+    arrays = [a for a in (q_BxLxHxD, *others_BxL) if a is not None]
+    return [jnp.pad(a, ((0, 0), (0, pad)) + ((0, 0),) * (a.ndim - 2)) for a in arrays]
 
 
-def _on_each_device(rows: Callable[..., Array], q: Array, k: Array, v: Array, segments: Array, head_axis: int) -> Array:
+def _on_each_device(
+    rows: Callable[..., Array], q: Array, k: Array, v: Array, *segments: Array, head_axis: int
+) -> Array:
     """Runs a Pallas kernel on every device's own rows and heads. The partitioner cannot look into a kernel,
     so without this it would gather the whole batch everywhere."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return rows(q, k, v, segments)
+        return rows(q, k, v, *segments)
     batch = mesh_axes("batch", q.shape[0])
     # Queries and their keys must stay together: heads are divided only when both divide in the same way.
     heads = mesh_axes("heads", q.shape[head_axis])
@@ -155,5 +164,5 @@ def _on_each_device(rows: Callable[..., Array], q: Array, k: Array, v: Array, se
     spec = [batch, None, None, None]
     spec[head_axis] = heads
     spec = jax.P(*spec)
-    specs = (spec, spec, spec, jax.P(batch, None))
-    return jax.shard_map(rows, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, segments)
+    specs = (spec, spec, spec, *(jax.P(batch, None) for _ in segments))
+    return jax.shard_map(rows, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, *segments)

@@ -1,7 +1,8 @@
 """Causal document attention in memory linear in the length, in plain XLA: for any backend.
 
-The score matrix is cut into C x C blocks and only its lower triangle is visited, by one scan over the pairs
-(query block, key block). The forward pass keeps a running maximum and sum a query (online softmax); the
+The score matrix is cut into C x C blocks and only its lower triangle is visited: one scan over the diagonal's blocks,
+in which order decides what a query sees, and one over the pairs (query block, key block) below it, in which only the
+segments do, if there are any. The forward pass keeps a running maximum and sum a query (online softmax); the
 backward pass recomputes each block's probabilities from the saved log-sum-exp (FlashAttention-2, arXiv
 2307.08691)."""
 
@@ -19,7 +20,7 @@ def blockwise(
     q_BxLxHxD: jax.Array,
     k_BxLxKxD: jax.Array,
     v_BxLxKxD: jax.Array,
-    segment_ids_BxL: jax.Array,
+    segment_ids_BxL: jax.Array | None = None,
     block: int | None = None,
 ) -> jax.Array:
     """The function of `attention.dense`, [B, L, H, D]. Any length: the last block is filled up with padding,
@@ -38,7 +39,7 @@ def blockwise(
     q = blocks(q_BxLxHxD.reshape(B, L, K, H // K, D) * D**-0.5).transpose(0, 1, 3, 4, 2, 5)  # n B K G C D
     k = blocks(k_BxLxKxD).transpose(0, 1, 3, 2, 4)  # n B K C D
     v = blocks(v_BxLxKxD).transpose(0, 1, 3, 2, 4)
-    out = _blockwise(q, k, v, blocks(segment_ids_BxL))
+    out = _blockwise(q, k, v, None if segment_ids_BxL is None else blocks(segment_ids_BxL))
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * C, H, D)[:, :L]
 
 
@@ -50,11 +51,11 @@ def _blockwise(q, k, v, segments):
 def _forward(q, k, v, segments):
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
-    def visit(carry, pair):
+    def visit(carry, pair, diagonal):
         peak, mass, out = carry
         i, j = pair
-        scores = _scores(q[i], k[j], segments, i, j)
-        # The diagonal block comes first, so `peak` is finite before a block without a visible key is met.
+        scores = _scores(q[i], k[j], segments, i, j, diagonal)
+        # The diagonal blocks come first, so `peak` is finite before a block without a visible key is met.
         new_peak = jnp.maximum(peak[i], scores.max(axis=-1))
         shrink = jnp.exp(peak[i] - new_peak)
         weights = jnp.exp(scores - new_peak[..., None])
@@ -67,7 +68,7 @@ def _forward(q, k, v, segments):
         return (peak, mass, out), None
 
     start = (jnp.full(q.shape[:-1], -jnp.inf, wide), jnp.zeros(q.shape[:-1], wide), jnp.zeros(q.shape, wide))
-    (peak, mass, out), _ = jax.lax.scan(visit, start, _pairs(len(q)))
+    peak, mass, out = _lower_triangle(visit, start, len(q))
     out = (out / mass[..., None]).astype(q.dtype)
     return out, (q, k, v, segments, out, peak + jnp.log(mass))
 
@@ -78,10 +79,10 @@ def _backward(saved, d_out):
     einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
     overlap = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)  # n B K G C
 
-    def visit(carry, pair):
+    def visit(carry, pair, diagonal):
         d_q, d_k, d_v = carry
         i, j = pair
-        weights = jnp.exp(_scores(q[i], k[j], segments, i, j) - log_mass[i][..., None])
+        weights = jnp.exp(_scores(q[i], k[j], segments, i, j, diagonal) - log_mass[i][..., None])
         d_weights = einsum("bkgqd,bksd->bkgqs", d_out[i], v[j])
         d_scores = (weights * (d_weights - overlap[i][..., None])).astype(q.dtype)
         d_q = d_q.at[i].add(einsum("bkgqs,bksd->bkgqd", d_scores, k[j]))
@@ -90,24 +91,31 @@ def _backward(saved, d_out):
         return (d_q, d_k, d_v), None
 
     start = tuple(jnp.zeros(a.shape, wide) for a in (q, k, v))
-    (d_q, d_k, d_v), _ = jax.lax.scan(visit, start, _pairs(len(q)))
+    d_q, d_k, d_v = _lower_triangle(visit, start, len(q))
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
 _blockwise.defvjp(_forward, _backward)
 
 
-def _pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks (i, j) of the lower triangle, row after row, each row from the diagonal down to j = 0."""
-    pairs = [(i, j) for i in range(n) for j in range(i, -1, -1)]
-    return tuple(np.array(pairs, np.int32).T)
+def _lower_triangle(visit, carry, n: int):
+    """Calls visit(carry, (i, j), diagonal) for the blocks of the diagonal, then for those below it, row after row."""
+    diagonal = [(i, i) for i in range(n)]
+    below = [(i, j) for i in range(n) for j in range(i - 1, -1, -1)]
+    for pairs in (diagonal, below):
+        if pairs:
+            step = functools.partial(visit, diagonal=pairs is diagonal)
+            carry, _ = jax.lax.scan(step, carry, tuple(np.array(pairs, np.int32).T))
+    return carry
 
 
-def _scores(q, k, segments, i, j):
+def _scores(q, k, segments, i, j, diagonal: bool):
     """Scores of query block i against key block j, float32 [B, K, G, C, C], -inf where not visible."""
-    C = segments.shape[-1]
-    order = (i * C + jnp.arange(C))[:, None] >= (j * C + jnp.arange(C))[None, :]
-    visible = (segments[i][:, :, None] == segments[j][:, None, :]) & order
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bkgqd,bksd->bkgqs", q, k, preferred_element_type=wide)
-    return jnp.where(visible[:, None, None], scores, -jnp.inf)
+    if diagonal:
+        scores = jnp.where(jnp.tri(q.shape[-2], dtype=bool), scores, -jnp.inf)
+    if segments is not None:
+        same = segments[i][:, :, None] == segments[j][:, None, :]
+        scores = jnp.where(same[:, None, None], scores, -jnp.inf)
+    return scores

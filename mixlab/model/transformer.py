@@ -35,7 +35,7 @@ class Attention(nnx.Module):
         self.key_norm = Norm(c.norm, kv_width, c.norm_eps, "kv_heads", rngs=rngs) if c.qk_norm else None
         self.head_dim, self.kernel = c.head_dim, c.attention
 
-    def __call__(self, x_BxLxD: jax.Array, segment_ids_BxL: jax.Array, turn: Rotation | None) -> jax.Array:
+    def __call__(self, x_BxLxD: jax.Array, segment_ids_BxL: jax.Array | None, turn: Rotation | None) -> jax.Array:
         B, L, _ = x_BxLxD.shape
         q, k, v = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
         if self.query_norm is not None:
@@ -72,7 +72,7 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(c.norm, c.d_model, c.norm_eps, "embed", rngs=rngs)
         self.post = c.norm_placement == "post"
 
-    def __call__(self, x_BxLxD: jax.Array, segment_ids_BxL: jax.Array, turn: Rotation | None) -> jax.Array:
+    def __call__(self, x_BxLxD: jax.Array, segment_ids_BxL: jax.Array | None, turn: Rotation | None) -> jax.Array:
         if self.post:
             h_BxLxD = x_BxLxD + self.attention_norm(self.attention(x_BxLxD, segment_ids_BxL, turn))
             return h_BxLxD + self.mlp_norm(self.mlp(h_BxLxD))
@@ -104,9 +104,10 @@ class Transformer(nnx.Module):
         self.final_norm = Norm(c.norm, c.d_model, c.norm_eps, "embed", rngs=rngs)
         self.head = None if c.tied_head else parameter(init, rngs, (c.d_model, c.padded_vocab_size), ("embed", "vocab"))
 
-    def __call__(self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None, positions_BxL: jax.Array) -> jax.Array:
         """Hidden states [B, L, d_model] after the final norm, in the compute dtype. All inputs int32 [B, L];
-        segment id 0 is padding. UserError when L exceeds the context length."""
+        segment id 0 is padding. Without segment ids attention is causal over whole rows. UserError when L exceeds the
+        context length."""
         c = self.config
         if tokens_BxL.shape[1] > c.context_length:
             raise UserError(

@@ -76,10 +76,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         history = History(data.stream, first, read)
         evaluation = Evaluation(config, data, layout)
         train_step = make_train_step(config, optimizer, layout)
-        executables = {
-            shape: compile_train_step(train_step, layout, *shape)
-            for shape in dict.fromkeys(shape for stage in data.stream.stages for shape in stage.shapes())
-        }
+        executables = {shape: compile_train_step(train_step, layout, *shape) for shape in data.stream.shapes()}
         with (
             MetricsLog(
                 workdir,
@@ -122,9 +119,8 @@ def _run(config, data, layout, state, executables, evaluation, checkpoints, stop
     """Steps from the state's step to the end, or until asked to stop; the state returned is saved."""
     stream, total, first = data.stream, config.total_steps, int(state["step"])
     for step, local in loader.batches(stream, first, config.loader, jax.process_index(), jax.process_count()):
-        stage = stream.stage(step)
-        shape = stage.shape(step)
-        batch = global_batch(layout.mesh, local, shape[0])
+        stage, shape = stream.stage(step), stream.shape(step)
+        batch = global_batch(layout.mesh, local, shape.rows)
         state, metrics = executables[shape](state, batch)
         recorder.add(step + 1, stage, metrics)  # waits for the step before this one, not for this one
         done = step + 1

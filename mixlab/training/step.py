@@ -19,7 +19,7 @@ Arrays = dict[str, jax.Array]
 def make_train_step(config: Config, optimizer: optax.GradientTransformation, layout: Layout) -> Callable:
     """(state, batch) -> (state, metrics).
 
-    batch: the five arrays of stream.Batch.   metrics, float32 scalars: loss (mean over the weights of the global batch,
+    batch: the arrays of stream.Batch; without segment_ids, attention is over whole rows.   metrics, float32 scalars: loss (mean over the weights of the global batch,
     without z-loss), z_loss (its weighted addition), grad_norm (before clipping), learning_rate, loss_tokens,
     rows_without_loss, skipped.
     An update whose loss or gradient is not finite leaves parameters and moments as they were, bit for bit; the step counts.
@@ -77,11 +77,11 @@ def make_token_losses(config: Config, layout: Layout) -> Callable:
     return token_losses
 
 
-def compile_train_step(train_step: Callable, layout: Layout, rows: int, length: int):
-    """The executable for batches of [rows, length]; the state's buffers are donated to it."""
+def compile_train_step(train_step: Callable, layout: Layout, rows: int, length: int, masked: bool = True):
+    """The executable for batches of a stream.BatchShape; the state's buffers are donated to it."""
     shardings = (layout.shardings, replicated(layout.mesh))
     step = jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
-    return step.lower(layout.abstract, abstract_batch(layout, rows, length)).compile()
+    return step.lower(layout.abstract, abstract_batch(layout, rows, length, masked)).compile()
 
 
 def compile_token_losses(token_losses: Callable, layout: Layout, rows: int, length: int):
@@ -90,9 +90,10 @@ def compile_token_losses(token_losses: Callable, layout: Layout, rows: int, leng
     return function.lower(layout.abstract["params"], abstract_batch(layout, rows, length)).compile()
 
 
-def abstract_batch(layout: Layout, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(layout: Layout, rows: int, length: int, masked: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch's arrays."""
-    types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"loss_weights": jnp.float32}
+    types = dict.fromkeys(("tokens", "targets", "positions"), jnp.int32) | {"loss_weights": jnp.float32}
+    types |= {"segment_ids": jnp.int32} if masked else {}
     sharding = batch_sharding(layout.mesh)
     return {name: jax.ShapeDtypeStruct((rows, length), kind, sharding=sharding) for name, kind in types.items()}
 
@@ -100,7 +101,7 @@ def abstract_batch(layout: Layout, rows: int, length: int) -> dict[str, jax.Shap
 def _losses(config: Config, layout: Layout, params, batch: Arrays, z_loss: float = 0.0) -> CrossEntropy:
     """The losses of a batch's tokens, row after row."""
     model = layout.model(params)
-    hidden_BxLxD = model(batch["tokens"], batch["segment_ids"], batch["positions"])
+    hidden_BxLxD = model(batch["tokens"], batch.get("segment_ids"), batch["positions"])
     return cross_entropy(
         hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
         model.head_DxV(),

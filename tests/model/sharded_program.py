@@ -51,11 +51,12 @@ def check_kernels(mesh):
                 place = functools.partial(jax.device_put, device=NamedSharding(mesh, spec))
                 placed = [place(a) for a in arguments[:3]]
                 segments = jax.device_put(arguments[3], meshes.batch_sharding(mesh))
-                compiled = run.lower(*placed, segments).compile()
-                out = compiled(*placed, segments)
-            np.testing.assert_allclose(out, expected, atol=2e-5)
-            assert "all-gather" not in compiled.as_text()
-            assert out.sharding.is_equivalent_to(NamedSharding(mesh, spec), 4)
+                for more, wanted in (((segments,), expected), ((), attention.dense(*arguments[:3]))):
+                    compiled = run.lower(*placed, *more).compile()
+                    out = compiled(*placed, *more)
+                    np.testing.assert_allclose(out, wanted, atol=2e-5)
+                    assert "all-gather" not in compiled.as_text()
+                    assert out.sharding.is_equivalent_to(NamedSharding(mesh, spec), 4)
 
 
 if __name__ == "__main__":

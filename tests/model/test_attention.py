@@ -63,6 +63,41 @@ def test_path_equals_dense_forward_and_backward(path, case):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("length", [5, 83, 128])
+def test_without_segment_ids_a_row_is_one_segment(path, length):
+    q, k, v, segments, d_out = inputs(length, heads=4, kv_heads=2, documents=[[length], [length]])
+    got = forward_and_backward(path)(q, k, v, None, d_out)
+    masked = forward_and_backward(path)(q, k, v, segments, d_out)
+    expected = forward_and_backward("dense")(q, k, v, None, d_out)
+    for name, a, b, c in zip(("out", "d_q", "d_k", "d_v"), got, masked, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(a, c, atol=2e-5, err_msg=name)
+
+
+def equations(jaxpr):
+    """Of a program and all programs in it, but the loops' own."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns") and equation.primitive.name != "scan":
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_below_the_diagonal_blocks_are_masked_by_segments_alone(masked):
+    q, k, v, segments, d_out = inputs(128, heads=2, kv_heads=2, documents=[[128]])
+    run = forward_and_backward("blockwise").__wrapped__
+    program = jax.make_jaxpr(run)(q, k, v, segments if masked else None, d_out)
+    loops = [e.params["jaxpr"].jaxpr for e in equations(program.jaxpr) if e.primitive.name == "scan"]
+    masks = [
+        any(v.aval.dtype == bool and v.aval.shape[-2:] == (32, 32) for e in equations(loop) for v in e.outvars)
+        for loop in loops
+    ]
+    assert masks == [True, masked, True, masked]  # forward: diagonal, below; backward: diagonal, below
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_documents_are_isolated_bit_for_bit(path):
     q, k, v, segments, d_out = ODD
     run = forward_and_backward(path)
@@ -120,16 +155,16 @@ def test_blockwise_memory_grows_with_the_length_and_not_with_its_square():
     assert temporary_bytes("blockwise", 2048) < temporary_bytes("dense", 2048) / 10
 
 
-@pytest.mark.parametrize("head_dim", [48, 64, 128])
+@pytest.mark.parametrize("head_dim, masked", [(48, True), (64, True), (64, False), (128, True)])
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_accelerator_kernels_lower_for_their_platform(platform, head_dim):
+def test_accelerator_kernels_lower_for_their_platform(platform, head_dim, masked):
     kernel = {"tpu": attention.splash, "cuda": attention.triton}[platform]
 
-    def loss(q, k, v, segments):
+    def loss(q, k, v, segments=None):
         return jnp.sum(kernel(q, k, v, segments).astype(jnp.float32))
 
     q, kv = (jax.ShapeDtypeStruct((2, 300, heads, head_dim), jnp.bfloat16) for heads in (4, 2))
-    segments = jax.ShapeDtypeStruct((2, 300), jnp.int32)
+    segments = [jax.ShapeDtypeStruct((2, 300), jnp.int32)] if masked else []
     checks = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
     # From jax 0.12 on the Triton compiler asks which GPU it compiles for.
     device = jax.sharding.AbstractDevice(
@@ -141,7 +176,7 @@ def test_accelerator_kernels_lower_for_their_platform(platform, head_dim):
     mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform], disabled_checks=checks)(
-            q, kv, kv, segments
+            q, kv, kv, *segments
         )
     assert {"tpu": "tpu_custom_call", "cuda": "xla.gpu.triton"}[platform] in exported.mlir_module()
 

@@ -201,6 +201,15 @@ def test_layers_start_different_and_repeatably():
     assert not np.equal(kernel[0], kernel[1]).any()
 
 
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+def test_without_segment_ids_every_row_is_one_document(layer_loop):
+    config = tiny("llama", layer_loop=layer_loop)
+    rows = packed_rows(config)._replace(segment_ids=np.ones((2, 17), np.int32))
+    parameters = random_parameters(config, dtype=np.float32)
+    masked, plain = (output(config, parameters, r) for r in (rows, rows._replace(segment_ids=None)))
+    np.testing.assert_allclose(plain, masked, atol=1e-5)
+
+
 def test_rows_longer_than_the_context_are_refused():
     config = tiny("gpt2", context_length=8)
     rows = packed_rows(config)

@@ -38,6 +38,27 @@ def stores(memory_store):
     }
 
 
+def test_documents_are_masked_only_where_a_row_may_hold_two_that_must_not_meet(stores):
+    concat = FormatConfig()
+    packed = FormatConfig(kind="best_fit", mask_documents=False)
+    each_once = CurriculumConfig("equal")
+    parts = [
+        stage(4, {"web": 1.0}, curriculum=each_once, name="a"),
+        stage(1, {"code": 1.0}, concat, None, "b"),
+        stage(1, {"notes": 1.0}, packed, None, "c"),
+        stage(4, {"web": 1.0}, curriculum=each_once, name="d"),
+    ]
+    stream = run_of(parts, stores)
+    shapes = [stream.shape(step) for step in range(len(stream))]
+    assert [shape.masked for shape in shapes] == [False] * 4 + [True] + [False] * 5
+    assert len(stream.shapes()) == len(set(stream.shapes())) and set(shapes) <= set(stream.shapes())
+    assert sorted(stream.shapes()) == [(2, 64, False), (2, 64, True), (4, 32, False), (8, 16, False), (16, 8, False)]
+    for step, shape in enumerate(shapes):
+        ids = stream[step].segment_ids
+        assert ids.shape == (shape.rows, shape.length) and (shape.masked or ids.max() == 1)
+        assert ("segment_ids" in stream[step].arrays(shape.masked)) == shape.masked
+
+
 def batches(stream):
     return [stream[step] for step in range(len(stream))]
 

@@ -75,9 +75,10 @@ def whole(place):
     compiled: dict = {"later": []}
     compile_step, add = loop.compile_train_step, loop._Recorder.add
 
-    def compile_and_tell(function, layout, rows, length):
+    def compile_and_tell(function, layout, rows, length, masked):
         assert "counting" not in compiled
-        executable = compiled.setdefault("steps", {})[rows, length] = compile_step(function, layout, rows, length)
+        executable = compile_step(function, layout, rows, length, masked)
+        compiled.setdefault("steps", {})[rows, length] = executable
         return executable
 
     def add_and_count(self, *arguments):
@@ -125,6 +126,7 @@ def test_every_shape_is_compiled_before_the_first_step_and_no_other(whole):
     assert {length: rows for rows, length in compiled["steps"]} == SHAPES
     assert compiled["later"] and not [name for name in compiled["later"] if "train_step" in name]  # checkpoints' are
     state, batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), compiled["steps"][4, 32].in_avals[0])
+    assert set(batch) == {"tokens", "targets", "loss_weights", "positions"}  # one document a row: nothing to mask
     for length, rows in SHAPES.items():
         fitting = {name: jnp.zeros((rows, length), array.dtype) for name, array in batch.items()}
         state, _ = compiled["steps"][rows, length](state, fitting)

@@ -87,6 +87,23 @@ def test_accumulation_changes_nothing(parts):
     )
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_without_segment_ids_the_step_is_that_of_one_document_a_row(parts):
+    settings, optimizer, layout, step = setting(accumulation_steps=parts)
+    plain = compile_train_step(make_train_step(settings, optimizer, layout), layout, ROWS, LENGTH, masked=False)
+    local = batch()
+    masked_state, masked = step(fresh(accumulation_steps=parts), local)
+    local.pop("segment_ids")
+    state, metrics = plain(fresh(accumulation_steps=parts), local)
+    for name in masked:
+        assert float(metrics[name]) == pytest.approx(float(masked[name]), rel=1e-5), name
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8),
+        host(state["opt_state"]),
+        host(masked_state["opt_state"]),
+    )
+
+
 def test_a_batch_without_loss_is_fine():
     state, metrics = setting()[3](fresh(), batch(weights=np.zeros((ROWS, LENGTH))))
     assert float(metrics["loss"]) == 0 and float(metrics["grad_norm"]) == 0 and float(metrics["skipped"]) == 0
