@@ -137,6 +137,8 @@ class Material:
     row_length: tokens of the longest rows of the run.   eos_id, bos_id: None where the tokenizer has none.
     steps, rows_per_step, tokens: of the whole run (rows_per_step: of its first step).
     shape: step -> (rows, length) of its global batch.
+    read: step -> int32 [rows, length + 1], the tokens of its global batch without any experiment; the last column is the
+        target of the last position.
     unseen: (count, length, purpose) -> int32 [count, length], fresh rows of text from the run's own sources that the run
         does not read; the same for the same purpose, and no text twice among all purposes of all experiments. UserError
         where there is not enough.
@@ -152,4 +154,5 @@ class Material:
     rows_per_step: int
     tokens: int
     shape: Callable[[int], tuple[int, int]]
+    read: Callable[[int], np.ndarray]
     unseen: Callable[[int, int, str], np.ndarray]
