@@ -22,6 +22,7 @@ class Kind(IntEnum):
     TEXT = 1
     BOS = 2
     EOS = 3
+    INSERTED = 5
 
 
 SPAN = np.dtype(
