@@ -6,7 +6,7 @@ from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.errors import UserError
 from mixlab.evals.baselines import baselines
-from mixlab.evals.generate import generate
+from mixlab.evals.generate import Generator, until
 from mixlab.evals.held_out import EvaluationSet, make_set
 from mixlab.evals.language_model import evaluate
 from mixlab.training.state import Layout
@@ -58,11 +58,12 @@ class Evaluation:
             prompts = [np.concatenate([[tokenizer.bos_id], prompt])[:room] for prompt in prompts]
         longest = max(len(prompt) for prompt in prompts)
         count = min(settings.sample_tokens, self.config.model.context_length - longest)
-        texts = generate(
-            self.layout, params, prompts, count, settings.sample_temperature, self.config.seed, tokenizer.eos_id
-        )
-        pairs = zip(prompts, texts, strict=True)
-        return [{"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(text)} for prompt, text in pairs]
+        generate = Generator(self.config.model, self.layout, settings.rows)
+        texts = generate(params, prompts, count, settings.sample_temperature, self.config.seed)[:, 0]
+        return [
+            {"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(until(text, tokenizer.eos_id))}
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
 
     def _beginnings(self) -> list[np.ndarray]:
         prompts = []

@@ -1,41 +1,95 @@
-"""Continues prompts: a batch of fixed shape, one compiled function for all lengths of prompt."""
+"""Continues prompts, many at a time: batches of a few fixed shapes, each compiled once."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixlab.evals.padding import Shapes
+from mixlab.model.config import ModelConfig
+from mixlab.model.decode import decode, empty_cache
+from mixlab.parallel.mesh import global_batch, host_rows, replicated
 from mixlab.training.state import Layout
 
 
-def generate(
-    layout: Layout, params, prompts: list[np.ndarray], tokens: int, temperature: float, seed: int, eos_id: int
-) -> list[np.ndarray]:
-    """Up to `tokens` new tokens for every prompt (int arrays, not empty), int32; a text ends before its EOS.
+class Generator:
+    """Continues prompts with the model of a layout. rows: of a batch of the longest texts."""
 
-    temperature 0 takes the likeliest token. Prompt and continuation must fit the model's context."""
-    length = max(len(p) for p in prompts) + tokens
-    grid = np.zeros((len(prompts), length), np.int32)
-    for row, prompt in enumerate(prompts):
-        grid[row, : len(prompt)] = prompt
-    begins = jnp.array([len(p) for p in prompts])
+    def __init__(self, config: ModelConfig, layout: Layout, rows: int):
+        self._config, self._layout = config, layout
+        self._shapes = Shapes(rows, config.context_length)
+        self._run = jax.jit(
+            partial(_continue, config, layout.model), static_argnames="sampled", out_shardings=replicated(layout.mesh)
+        )
 
-    @jax.jit
-    def run(params, grid_BxL, key):
-        model = layout.model(params)
-        positions_BxL = jnp.broadcast_to(jnp.arange(length), grid_BxL.shape)
-        rows = jnp.arange(len(prompts))
+    def __call__(
+        self,
+        params,
+        prompts: Sequence[np.ndarray],
+        tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        samples: int = 1,
+    ) -> np.ndarray:
+        """int32 [N, samples, tokens]: new tokens after every prompt (int arrays, not empty; what does not fit into the
+        context with them is left out at the beginning). Temperature 0 takes the likeliest token.
 
-        def one_token(i, carry):
-            grid_BxL, key = carry
-            key, now = jax.random.split(key)
-            hidden_BxLxD = model(grid_BxL, None, positions_BxL)
-            logits_BxV = model.logits(hidden_BxLxD[rows, begins + i - 1])
-            drawn = jax.random.categorical(now, logits_BxV / jnp.maximum(temperature, 1e-6))
-            chosen = jnp.where(temperature > 0, drawn, logits_BxV.argmax(-1))
-            return grid_BxL.at[rows, begins + i].set(chosen.astype(jnp.int32)), key
+        What is drawn depends on the seed, the prompt's number and the sample's, not on how prompts share batches."""
+        room = self._config.context_length - tokens
+        if room < 1 or any(len(prompt) == 0 for prompt in prompts):
+            raise ValueError(
+                f"{tokens} tokens after a prompt of at least 1 must fit into {self._config.context_length}"
+            )
+        kept = [np.asarray(prompt)[-room:] for prompt in prompts for _ in range(samples)]
+        begins = np.array([len(prompt) for prompt in kept], np.int64)
+        done = np.zeros((len(kept), tokens), np.int32)
+        for numbers, rows, length in self._shapes.batches(begins + tokens):
+            grid, starts = np.zeros((rows, length), np.int32), np.ones(rows, np.int32)
+            starts[: len(numbers)] = begins[numbers]
+            for row, number in enumerate(numbers):
+                grid[row, : len(kept[number])] = kept[number]
+            drawn = np.resize(numbers, rows).astype(np.uint32)  # rows without a prompt draw too; nobody reads it
+            mine = host_rows(self._layout.mesh, rows)
+            local = {"grid": grid[mine], "begins": starts[mine], "numbers": drawn[mine]}
+            steps = int(starts.max()) + tokens - 1
+            batch = global_batch(self._layout.mesh, local, rows)
+            filled = self._run(params, batch, steps, temperature, jax.random.key(seed % 2**32), sampled=temperature > 0)
+            filled = np.asarray(jax.device_get(filled))
+            for row, number in enumerate(numbers):
+                done[number] = filled[row, begins[number] : begins[number] + tokens]
+        return done.reshape(len(prompts), samples, tokens)
 
-        return jax.lax.fori_loop(0, tokens, one_token, (grid_BxL, key))[0]
 
-    done = np.asarray(jax.device_get(run(params, grid, jax.random.key(seed))))
-    texts = [row[len(prompt) : len(prompt) + tokens] for row, prompt in zip(done, prompts, strict=True)]
-    return [text[: np.argmax(text == eos_id)] if (text == eos_id).any() else text for text in texts]
+def until(text: np.ndarray, eos_id: int | None) -> np.ndarray:
+    """The tokens before the first EOS."""
+    ends = np.flatnonzero(text == eos_id)
+    return text[: ends[0]] if len(ends) else text
+
+
+def _continue(config: ModelConfig, model_of: Callable, params, batch, steps, temperature, key, *, sampled: bool):
+    """grid [B, L] with every position from a row's `begins` up to `steps` filled in; prompts too are read token by token."""
+    model = model_of(params)
+    begins_B, numbers_B = batch["begins"], batch["numbers"]
+
+    def one_token(at, carry):
+        grid_BxL, cache = carry
+        hidden_BxD, cache = decode(model, grid_BxL[:, at], at, cache)
+        logits_BxV = model.logits(hidden_BxD)
+        if sampled:
+            draw = jax.vmap(lambda logits, *names: jax.random.categorical(_key(key, *names), logits / temperature))
+            chosen_B = draw(logits_BxV, numbers_B, at + 1 - begins_B)
+        else:
+            chosen_B = logits_BxV.argmax(-1)
+        next_B = jnp.where(at + 1 >= begins_B, chosen_B.astype(jnp.int32), grid_BxL[:, at + 1])
+        return grid_BxL.at[:, at + 1].set(next_B), cache
+
+    rows, length = batch["grid"].shape
+    return jax.lax.fori_loop(0, steps, one_token, (batch["grid"], empty_cache(config, rows, length)))[0]
+
+
+def _key(key, *numbers):
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return key

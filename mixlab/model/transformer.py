@@ -36,6 +36,11 @@ class Attention(nnx.Module):
         self.head_dim, self.kernel = c.head_dim, c.attention
 
     def __call__(self, x_BxLxD: jax.Array, segment_ids_BxL: jax.Array | None, turn: Rotation | None) -> jax.Array:
+        q, k, v = self.project(x_BxLxD, turn)
+        return self.output(attend(q, k, v, segment_ids_BxL, self.kernel).reshape(*x_BxLxD.shape[:2], -1))
+
+    def project(self, x_BxLxD: jax.Array, turn: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, L, H, head_dim], keys and values [B, L, K, head_dim], normed and turned."""
         B, L, _ = x_BxLxD.shape
         q, k, v = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
         if self.query_norm is not None:
@@ -43,7 +48,7 @@ class Attention(nnx.Module):
         q, k, v = (y.reshape(B, L, -1, self.head_dim) for y in (q, k, v))
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
-        return self.output(attend(q, k, v, segment_ids_BxL, self.kernel).reshape(B, L, -1))
+        return q, k, v
 
 
 class MLP(nnx.Module):
@@ -73,10 +78,14 @@ class Block(nnx.Module):
         self.post = c.norm_placement == "post"
 
     def __call__(self, x_BxLxD: jax.Array, segment_ids_BxL: jax.Array | None, turn: Rotation | None) -> jax.Array:
+        return self.around(x_BxLxD, lambda y_BxLxD: self.attention(y_BxLxD, segment_ids_BxL, turn))
+
+    def around(self, x_BxLxD: jax.Array, attention: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """The block, with this function in the place of its attention."""
         if self.post:
-            h_BxLxD = x_BxLxD + self.attention_norm(self.attention(x_BxLxD, segment_ids_BxL, turn))
+            h_BxLxD = x_BxLxD + self.attention_norm(attention(x_BxLxD))
             return h_BxLxD + self.mlp_norm(self.mlp(h_BxLxD))
-        h_BxLxD = x_BxLxD + self.attention(self.attention_norm(x_BxLxD), segment_ids_BxL, turn)
+        h_BxLxD = x_BxLxD + attention(self.attention_norm(x_BxLxD))
         return h_BxLxD + self.mlp(self.mlp_norm(h_BxLxD))
 
 
@@ -104,23 +113,23 @@ class Transformer(nnx.Module):
         self.final_norm = Norm(c.norm, c.d_model, c.norm_eps, "embed", rngs=rngs)
         self.head = None if c.tied_head else parameter(init, rngs, (c.d_model, c.padded_vocab_size), ("embed", "vocab"))
 
-    def __call__(self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None, positions_BxL: jax.Array) -> jax.Array:
-        """Hidden states [B, L, d_model] after the final norm, in the compute dtype. All inputs int32 [B, L];
-        segment id 0 is padding. Without segment ids attention is causal over whole rows. UserError when L exceeds the
-        context length."""
+    def __call__(
+        self,
+        tokens_BxL: jax.Array,
+        segment_ids_BxL: jax.Array | None,
+        positions_BxL: jax.Array,
+        added_BxLxD: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states [B, L, d_model] after the final norm, in the compute dtype. Tokens, segment ids and positions int32
+        [B, L]; segment id 0 is padding. Without segment ids attention is causal over whole rows. added: float32, is added to
+        the tokens' embeddings. UserError when L exceeds the context length."""
         c = self.config
         if tokens_BxL.shape[1] > c.context_length:
             raise UserError(
                 f"model.context_length = {c.context_length} is shorter than a row of {tokens_BxL.shape[1]} "
                 "tokens: raise it, or shorten the rows"
             )
-        dtype = jnp.dtype(c.compute_dtype)
-        x_BxLxD = self.embedding[...][tokens_BxL].astype(dtype)
-        turn = None
-        if self.position_embedding is not None:
-            x_BxLxD = x_BxLxD + self.position_embedding[...][positions_BxL].astype(dtype)
-        else:
-            turn = rotation(positions_BxL, c.head_dim, c.rope_base)
+        x_BxLxD, turn = self.embed(tokens_BxL, positions_BxL, added_BxLxD)
         graph, weights = nnx.split(self.blocks)
 
         def layer(x_BxLxD: jax.Array, layer_weights: Any) -> jax.Array:
@@ -129,6 +138,18 @@ class Transformer(nnx.Module):
 
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         return self.final_norm(run_layers(layer, x_BxLxD, weights, c))
+
+    def embed(
+        self, tokens_BxL: jax.Array, positions_BxL: jax.Array, added_BxLxD: jax.Array | None = None
+    ) -> tuple[jax.Array, Rotation | None]:
+        """What goes into the first block, in the compute dtype; and the rotation of its queries and keys, if any."""
+        c = self.config
+        dtype = jnp.dtype(c.compute_dtype)
+        e_BxLxD = self.embedding[...][tokens_BxL]
+        x_BxLxD = (e_BxLxD if added_BxLxD is None else e_BxLxD + added_BxLxD).astype(dtype)
+        if self.position_embedding is None:
+            return x_BxLxD, rotation(positions_BxL, c.head_dim, c.rope_base)
+        return x_BxLxD + self.position_embedding[...][positions_BxL].astype(dtype), None
 
     def head_DxV(self) -> jax.Array:
         """The output matrix [d_model, padded vocabulary], float32: the embedding transposed when tied.

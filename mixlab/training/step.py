@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mixlab.config import Config
+from mixlab.model.noise import scaled_noise
 from mixlab.parallel.mesh import batch_sharding, replicated
 from mixlab.training.loss import CrossEntropy, cross_entropy
 from mixlab.training.optimizer import apply_gradients
@@ -19,7 +20,8 @@ Arrays = dict[str, jax.Array]
 def make_train_step(config: Config, optimizer: optax.GradientTransformation, layout: Layout) -> Callable:
     """(state, batch) -> (state, metrics).
 
-    batch: the arrays of stream.Batch; without segment_ids, attention is over whole rows.   metrics, float32 scalars: loss (mean over the weights of the global batch,
+    batch: the arrays of stream.Batch; without segment_ids, attention is over whole rows; with noise_keys and noise_scales,
+    noise is added to the embeddings.   metrics, float32 scalars: loss (mean over the weights of the global batch,
     without z-loss), z_loss (its weighted addition), grad_norm (before clipping), learning_rate, loss_tokens,
     rows_without_loss, skipped.
     An update whose loss or gradient is not finite leaves parameters and moments as they were, bit for bit; the step counts.
@@ -77,11 +79,26 @@ def make_token_losses(config: Config, layout: Layout) -> Callable:
     return token_losses
 
 
-def compile_train_step(train_step: Callable, layout: Layout, rows: int, length: int, masked: bool = True):
+def make_input_gradients(config: Config, layout: Layout) -> Callable:
+    """(params, batch) -> float32 [B, L, D]: gradient of the weighted sum of token losses with respect to the embeddings of
+    the batch's tokens."""
+
+    def input_gradients(params, batch: Arrays):
+        def total(added_BxLxD):
+            return _losses(config, layout, params, batch, added_BxLxD=added_BxLxD).total
+
+        return jax.grad(total)(jnp.zeros((*batch["tokens"].shape, config.model.d_model), jnp.float32))
+
+    return input_gradients
+
+
+def compile_train_step(
+    train_step: Callable, layout: Layout, rows: int, length: int, masked: bool = True, noised: bool = False
+):
     """The executable for batches of a stream.BatchShape; the state's buffers are donated to it."""
     shardings = (layout.shardings, replicated(layout.mesh))
     step = jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
-    return step.lower(layout.abstract, abstract_batch(layout, rows, length, masked)).compile()
+    return step.lower(layout.abstract, abstract_batch(layout, rows, length, masked, noised)).compile()
 
 
 def compile_token_losses(token_losses: Callable, layout: Layout, rows: int, length: int):
@@ -90,18 +107,33 @@ def compile_token_losses(token_losses: Callable, layout: Layout, rows: int, leng
     return function.lower(layout.abstract["params"], abstract_batch(layout, rows, length)).compile()
 
 
-def abstract_batch(layout: Layout, rows: int, length: int, masked: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    layout: Layout, rows: int, length: int, masked: bool = True, noised: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch's arrays."""
     types = dict.fromkeys(("tokens", "targets", "positions"), jnp.int32) | {"loss_weights": jnp.float32}
     types |= {"segment_ids": jnp.int32} if masked else {}
+    arrays = {name: ((rows, length), kind) for name, kind in types.items()}
+    if noised:
+        arrays |= {"noise_keys": ((rows, 2), jnp.uint32), "noise_scales": ((rows,), jnp.float32)}
     sharding = batch_sharding(layout.mesh)
-    return {name: jax.ShapeDtypeStruct((rows, length), kind, sharding=sharding) for name, kind in types.items()}
+    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, (shape, kind) in arrays.items()}
 
 
-def _losses(config: Config, layout: Layout, params, batch: Arrays, z_loss: float = 0.0) -> CrossEntropy:
-    """The losses of a batch's tokens, row after row."""
+def _losses(
+    config: Config,
+    layout: Layout,
+    params,
+    batch: Arrays,
+    z_loss: float = 0.0,
+    added_BxLxD: jax.Array | None = None,
+) -> CrossEntropy:
+    """The losses of a batch's tokens, row after row; `added` to their embeddings, or the noise that the batch has keys of."""
     model = layout.model(params)
-    hidden_BxLxD = model(batch["tokens"], batch.get("segment_ids"), batch["positions"])
+    if "noise_keys" in batch:
+        length, width = batch["tokens"].shape[1], config.model.d_model
+        added_BxLxD = scaled_noise(batch["noise_keys"], batch["noise_scales"], length, width)
+    hidden_BxLxD = model(batch["tokens"], batch.get("segment_ids"), batch["positions"], added_BxLxD)
     return cross_entropy(
         hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
         model.head_DxV(),

@@ -73,6 +73,6 @@ def test_another_record_is_refused(tmp_path):
     meta = log.meta()
     for text in ("", "\n".join(reversed(log.lines)) + "\n", "\n".join(log.lines[:2]) + "\n"):
         path.write_text(text)
-        with pytest.raises(UserError, match="control.jsonl: is not the record"):
+        with pytest.raises(UserError, match="is not the record"):
             read_log(path, meta)
     assert read_log(tmp_path / "absent", ControlLog().meta()) == ControlLog()

@@ -13,10 +13,14 @@ from jax.sharding import NamedSharding  # noqa: E402
 from test_attention import inputs  # noqa: E402
 from tiny import loss, packed_rows, random_parameters, tiny  # noqa: E402
 
-from mixlab.model import attention  # noqa: E402
+from mixlab.config import Config, EvaluationConfig  # noqa: E402
+from mixlab.evals.probing import Probing  # noqa: E402
+from mixlab.model import attention, noise  # noqa: E402
 from mixlab.model.transformer import Transformer  # noqa: E402
 from mixlab.parallel import mesh as meshes  # noqa: E402
 from mixlab.parallel import rules  # noqa: E402
+from mixlab.training.optimizer import make_optimizer  # noqa: E402
+from mixlab.training.state import plan_state  # noqa: E402
 
 
 def check_model(mesh):
@@ -59,8 +63,45 @@ def check_kernels(mesh):
                     assert out.sharding.is_equivalent_to(NamedSharding(mesh, spec), 4)
 
 
+def check_noise(mesh):
+    """A row's noise is the same bit for bit on any mesh, and a row without a scale gets exactly nothing."""
+    keys = np.random.default_rng(0).integers(0, 2**32, (8, 2), dtype=np.uint32)
+    scales = np.array([0.075, 0, 0.075, 0, 0, 2.0, 0, 0.075], np.float32)
+    make = jax.jit(noise.scaled_noise, static_argnums=(2, 3))
+    expected = np.asarray(make(keys, scales, 24, 32))
+    with jax.set_mesh(mesh):
+        placed = meshes.global_batch(mesh, {"keys": keys, "scales": scales}, 8)
+        found = make(placed["keys"], placed["scales"], 24, 32)
+    assert not found.sharding.is_fully_replicated
+    np.testing.assert_array_equal(found, expected)
+    assert (expected[scales == 0] == 0).all() and (expected[scales > 0] != 0).mean() > 0.999
+    np.testing.assert_allclose(expected[scales > 0].std(axis=(1, 2)) / scales[scales > 0], 1, atol=5 / np.sqrt(2 * 768))
+
+
+def check_probing(mesh):
+    """Probes get the same answers on a mesh as on one device."""
+    config = Config(model=tiny("olmo2", compute_dtype="float32"), evaluation=EvaluationConfig(rows=4))
+    optimizer = make_optimizer(config.optimizer)
+    rng = np.random.default_rng(1)
+    contexts, targets = ([rng.integers(0, 61, n) for n in sizes] for sizes in ((3, 9, 1, 5, 14), (4, 1, 9, 2, 10)))
+    rows = rng.integers(0, 61, (5, 12))
+    parameters, answers = random_parameters(config.model, dtype=np.float32), []
+    for devices in (mesh, meshes.make_mesh(meshes.MeshConfig(), jax.devices()[:1])):
+        layout = plan_state(config.model, optimizer, devices)
+        with jax.set_mesh(devices):
+            params = jax.device_put(parameters, layout.shardings["params"])
+            model = Probing(config, layout, None).at(params, 0)
+            answers.append((model.log_probabilities(contexts, targets), model.input_gradients(rows)))
+            text, drawn = model.greedy(contexts, 7), model.sample(contexts, 7, 0.8, seed=3)
+            assert text.shape == (5, 7) and drawn.shape == (5, 1, 7)
+    for a, b in zip(*map(jax.tree.leaves, answers), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
 if __name__ == "__main__":
     mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
     check_model(mesh)
     check_kernels(mesh)
+    check_noise(mesh)
+    check_probing(mesh)
     print("sharded: ok")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from mixlab.config import Config, TrainingConfig
+from mixlab.model.noise import scaled_noise
 from mixlab.model.presets import llama
 from mixlab.parallel.mesh import MeshConfig, global_batch, make_mesh
 from mixlab.schedule.stages import StageConfig
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.schedules import ScheduleConfig
 from mixlab.training.state import create_state, plan_state
-from mixlab.training.step import compile_train_step, make_train_step
+from mixlab.training.step import compile_train_step, make_input_gradients, make_token_losses, make_train_step
 
 ROWS, LENGTH = 4, 16
 
@@ -137,3 +138,52 @@ def test_another_shape_is_refused_not_recompiled():
     wrong = {name: array[:, : LENGTH // 2] for name, array in batch().items()}
     with pytest.raises(TypeError):
         step(fresh(), wrong)
+
+
+def test_noise_is_added_to_the_rows_that_have_a_scale():
+    settings, optimizer, layout, plain = setting()
+    noised = compile_train_step(make_train_step(settings, optimizer, layout), layout, ROWS, LENGTH, noised=True)
+    keys = np.random.default_rng(5).integers(0, 2**32, (ROWS, 2), dtype=np.uint32)
+
+    def after(step, scales=None):
+        one = batch()
+        if scales is not None:
+            one |= global_batch(layout.mesh, {"noise_keys": keys, "noise_scales": np.float32(scales)}, ROWS)
+        return host(step(fresh(), one))
+
+    state, metrics = after(plain)
+    for a, b in zip(jax.tree.leaves(after(noised, [0, 0, 0, 0])), jax.tree.leaves((state, metrics)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)  # another program may round otherwise
+    told = after(noised, [0, 0.5, 0, 0])[1]
+    assert told["loss"] != metrics["loss"] and after(noised, [0, 0.5, 0, 0])[1]["loss"] == told["loss"]
+
+    losses, local = make_token_losses(settings, layout), batch()
+    local |= {"noise_keys": keys, "noise_scales": np.float32([0, 0.5, 0, 0])}
+    nll = host(jax.jit(losses)(fresh()["params"], local))
+    clean = host(jax.jit(losses)(fresh()["params"], batch()))
+    changed = (nll != clean).any(axis=1)
+    np.testing.assert_array_equal(changed, [False, True, False, False])
+
+
+def test_training_on_noise_makes_its_direction_lower_the_loss():
+    """The sign of the watermark's statistic (Train Once, Answer All, equation 3): along noise that was trained on the loss
+    falls, so its gradient at the clean embeddings comes to point against it."""
+    settings, optimizer, layout, _ = setting()
+    noised = compile_train_step(make_train_step(settings, optimizer, layout), layout, ROWS, LENGTH, noised=True)
+    gradients = jax.jit(make_input_gradients(settings, layout))
+    keys = {
+        kind: np.random.default_rng(i).integers(0, 2**32, (ROWS, 2), dtype=np.uint32) for i, kind in enumerate("ab")
+    }
+    scales = np.full(ROWS, 0.2, np.float32)
+    state = fresh()
+
+    def statistic(kind):
+        g = np.asarray(gradients(state["params"], batch())).reshape(ROWS, -1)
+        w = np.asarray(scaled_noise(keys[kind], scales, LENGTH, 32)).reshape(ROWS, -1) / 0.2
+        return (g * w).sum(axis=1) / np.linalg.norm(g, axis=1)
+
+    for _ in range(40):
+        noise = {"noise_keys": keys["a"], "noise_scales": scales}
+        state, _ = noised(state, batch() | global_batch(layout.mesh, noise, ROWS))
+    assert statistic("a").mean() < -3  # fresh noise: standard normal, so 0 with standard error 1/2
+    assert abs(statistic("b").mean()) < 2.5

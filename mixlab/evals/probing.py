@@ -1,0 +1,141 @@
+"""What probes ask of the model (inject/probe.py), answered on the mesh that trains it.
+
+Parameters are only read. Rows are padded to a few fixed shapes, so that every function is compiled a few times in a run, holds
+no more tokens at a time than an evaluation batch, and every host makes the same calls.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from mixlab.config import Config
+from mixlab.evals.generate import Generator
+from mixlab.evals.padding import Shapes
+from mixlab.model.noise import standard_noise
+from mixlab.parallel.mesh import global_batch, host_rows, replicated
+from mixlab.training.state import Layout
+from mixlab.training.step import make_input_gradients, make_token_losses
+
+
+class Probing:
+    """The functions that answer probes, compiled on first use and kept for the whole run.
+
+    bos_id: of the token that documents begin with in training, None if they begin with none."""
+
+    def __init__(self, config: Config, layout: Layout, bos_id: int | None):
+        self.bos_id, self.config, self.mesh = bos_id, config.model, layout.mesh
+        self.rows = config.evaluation.rows
+        self.shapes = Shapes(self.rows, self.config.context_length)
+        whole = replicated(layout.mesh)
+        self.losses = jax.jit(make_token_losses(config, layout), out_shardings=whole)
+        self.gradients = jax.jit(make_input_gradients(config, layout), out_shardings=whole)
+        self.noise = jax.jit(standard_noise, static_argnums=(1, 2), out_shardings=whole)
+        self.generate = Generator(self.config, layout, self.rows)
+
+    def at(self, params, step: int) -> "ProbedModel":
+        """The model of these parameters, after `step` updates."""
+        return ProbedModel(self, params, step)
+
+    def batched(self, function: Callable, rows: int, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """function(batch) for each `rows` rows of the arrays [N, …], the last filled up with zeros; its answers [N, …]."""
+        (total,) = {len(array) for array in arrays.values()}
+        mine, answers = host_rows(self.mesh, rows), []
+        for first in range(0, total, rows):
+            count = min(rows, total - first)
+            local = {
+                name: np.pad(a[first : first + count], ((0, rows - count), *((0, 0),) * (a.ndim - 1)))[mine]
+                for name, a in arrays.items()
+            }
+            answers.append(np.asarray(jax.device_get(function(global_batch(self.mesh, local, rows))))[:count])
+        return np.concatenate(answers)
+
+
+class ProbedModel:
+    """`inject.probe.Model` of one step. The same question asked again is not computed again."""
+
+    def __init__(self, probing: Probing, params, step: int):
+        self._on, self._params, self.step = probing, params, step
+        self.width = probing.config.d_model
+        self._answers: dict[str, list[np.ndarray] | np.ndarray] = {}
+
+    def log_probabilities(self, contexts: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """As the protocol has it. Of a context that does not fit into the model's with its target, the end is read.
+        ValueError for a target that is longer than the model's context."""
+        longest = self._on.config.context_length
+        if any(len(target) > longest for target in targets):
+            raise ValueError(f"a target is longer than the model's context of {longest} tokens")
+        return self._once(self._log_probabilities, contexts, targets)
+
+    def _log_probabilities(self, contexts, targets) -> list[np.ndarray]:
+        on, bos = self._on, [] if self._on.bos_id is None else [self._on.bos_id]
+        texts = []
+        for context, target in zip(contexts, targets, strict=True):
+            before = np.asarray(context if len(context) else bos, np.int32)
+            texts.append(np.concatenate([before, np.asarray(target, np.int32)])[-on.config.context_length - 1 :])
+        found = [np.full(len(target), np.nan, np.float32) for target in targets]
+        lengths = np.array([max(len(text) - 1, 0) for text in texts], np.int64)
+        for numbers, rows, length in on.shapes.batches(lengths):
+            tokens, following = np.zeros((2, len(numbers), length), np.int32)
+            for row, number in enumerate(numbers):
+                tokens[row, : lengths[number]] = texts[number][:-1]
+                following[row, : lengths[number]] = texts[number][1:]
+            batch = _whole_rows(tokens, following)
+            nll = on.batched(lambda batch: on.losses(self._params, batch), rows, batch)
+            for row, number in enumerate(numbers):
+                scored = min(len(targets[number]), int(lengths[number]))
+                found[number][len(targets[number]) - scored :] = -nll[row, lengths[number] - scored : lengths[number]]
+        return found
+
+    def greedy(self, prompts: Sequence[np.ndarray], tokens: int) -> np.ndarray:
+        """As the protocol has it; of a prompt that does not fit into the context with the new tokens, the end is read.
+        An empty prompt is BOS."""
+        return self.sample(prompts, tokens, 0.0, 0)[:, 0]
+
+    def sample(
+        self, prompts: Sequence[np.ndarray], tokens: int, temperature: float, seed: int, samples: int = 1
+    ) -> np.ndarray:
+        """As the protocol has it; at temperature 0 as `greedy`."""
+        return self._once(self._sample, prompts, tokens, temperature, seed, samples)
+
+    def _sample(self, prompts, tokens, temperature, seed, samples) -> np.ndarray:
+        bos = [] if self._on.bos_id is None else [self._on.bos_id]
+        filled = [np.asarray(prompt if len(prompt) else bos, np.int32) for prompt in prompts]
+        return self._on.generate(self._params, filled, tokens, temperature, seed, samples)
+
+    def input_gradients(self, rows: np.ndarray) -> np.ndarray:
+        """As the protocol has it. [N, L, D] is held in host memory: ask for some rows at a time."""
+        tokens = np.asarray(rows, np.int32)
+        following = np.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+        batch = _whole_rows(tokens, following)
+        batch["loss_weights"][:] = np.where(
+            np.arange(tokens.shape[1]) < tokens.shape[1] - 1, 1 / (tokens.shape[1] - 1), 0
+        )
+        return self._on.batched(lambda batch: self._on.gradients(self._params, batch), self._on.rows, batch)
+
+    def noise(self, keys: np.ndarray, length: int) -> np.ndarray:
+        """uint32 [N, 2] -> float32 [N, length, D]: the noise of these keys before scaling, as training adds it to rows of
+        that length."""
+        on = self._on
+        return on.batched(lambda batch: on.noise(batch["keys"], length, self.width), on.rows, {"keys": keys})
+
+    def _once(self, function: Callable, *question):
+        name = hashlib.sha256(repr(function.__name__).encode())
+        for part in question:
+            arrays = part if isinstance(part, Sequence) else [np.asarray(part)]
+            for array in map(np.asarray, arrays):
+                name.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+            name.update(b";")
+        key = name.hexdigest()
+        if key not in self._answers:
+            self._answers[key] = function(*question)
+        answer = self._answers[key]
+        return answer.copy() if isinstance(answer, np.ndarray) else [array.copy() for array in answer]
+
+
+def _whole_rows(tokens_NxL: np.ndarray, targets_NxL: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch of rows that are one document each; causality hides what fills them up."""
+    positions = np.broadcast_to(np.arange(tokens_NxL.shape[1], dtype=np.int32), tokens_NxL.shape)
+    weights = np.ones(tokens_NxL.shape, np.float32)
+    return {"tokens": tokens_NxL, "targets": targets_NxL, "positions": positions, "loss_weights": weights}
