@@ -1,6 +1,7 @@
 """A language model that only counts: of pairs of tokens, smoothed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,16 +30,21 @@ class Bigram:
     def vocab_size(self) -> int:
         return len(self.singles)
 
-    @property
+    @cached_property
     def unigram(self) -> np.ndarray:
         """float64 [V]: p(token)."""
         return (self.singles + 1) / (self.singles.sum() + self.vocab_size)
 
+    @cached_property
+    def _followed(self) -> tuple[np.ndarray, np.ndarray]:
+        """[V] each: how often a token is followed, and by how many different ones."""
+        firsts = self.pairs // self.vocab_size
+        return np.bincount(firsts, self.counts, self.vocab_size), np.bincount(firsts, minlength=self.vocab_size)
+
     def probabilities(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """float64, p(target | token) of each pair; int arrays of one shape, or that broadcast."""
         tokens, targets = np.broadcast_arrays(np.asarray(tokens, np.int64), np.asarray(targets, np.int64))
-        after = np.bincount(self.pairs // self.vocab_size, self.counts, self.vocab_size)
-        kinds = np.bincount(self.pairs // self.vocab_size, minlength=self.vocab_size)
+        after, kinds = self._followed
         wanted = tokens * self.vocab_size + targets
         at = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
         seen = np.where(self.pairs[at] == wanted, self.counts[at], 0)
