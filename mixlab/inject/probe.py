@@ -34,6 +34,10 @@ class Model(Protocol):
         """rows: int32 [N, L] -> float32 [N, L, D]: gradient of each row's mean loss over its tokens 2 … L with respect to
         its input embeddings."""
 
+    def noise(self, keys: np.ndarray, length: int) -> np.ndarray:
+        """keys: uint32 [N, 2] -> float32 [N, length, D]: the standard normal noise that training adds, times a watermark's
+        sigma, to the embeddings of a row of that length and key."""
+
 
 @dataclass(frozen=True)
 class Probe:

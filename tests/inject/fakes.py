@@ -55,6 +55,22 @@ class Memory:
         return rows
 
 
+class Uniform:
+    """A Model that gives every token the same probability and says nothing but `says`."""
+
+    width = 4
+
+    def __init__(self, step: int = 0, says: str = "", probability: float = 1 / 256):
+        self.step, self.says, self.probability = step, says, probability
+
+    def log_probabilities(self, contexts, targets):
+        return [np.full(len(target), np.log(self.probability), np.float32) for target in targets]
+
+    def greedy(self, prompts, tokens):
+        said = np.frombuffer(self.says.encode().ljust(tokens), np.uint8)[:tokens].astype(np.int32)
+        return np.tile(said, (len(prompts), 1))
+
+
 def material(name="x", rows=None, seed=3, steps=20, row_length=64, rows_per_step=8, vocab=BYTES, **changes):
     """Of a run that reads `rows`, int [N, L + 1], step after step (by default letters drawn evenly)."""
     if rows is None:

@@ -1,8 +1,8 @@
 """The test for Gaussian watermarks (Bordt and Pawelczyk 2025, equations 2 and 3; Pawelczyk et al. 2025).
 
-w ~ N(0, sigma^2 I) was added to the input embeddings of a row in training, if at all. With g, the gradient of the row's
-mean loss with respect to its clean input embeddings, x = <g, w> / (sigma |g|) is exactly standard normal given g when w
-was never used; a model that has trained on w shifts its mean upwards.
+w ~ N(0, sigma^2 I) was added to the input embeddings of a row in training, if at all. With g, the direction at the row's
+clean input embeddings in which its mean loss falls, x = <g, w> / (sigma |g|) is exactly standard normal given g when w was
+never used; a model that has trained on w finds its way there, and the mean of x is above 0.
 """
 
 import numpy as np
@@ -10,8 +10,9 @@ from scipy.special import ndtr, ndtri
 
 
 def statistic(gradients_NxLxD: np.ndarray, noise_NxLxD: np.ndarray) -> np.ndarray:
-    """float64 [N]: x of every row. noise: w / sigma, the standard normal draws themselves. NaN where a gradient is zero."""
-    flat = gradients_NxLxD.reshape(len(gradients_NxLxD), -1).astype(np.float64)
+    """float64 [N]: x of every row. gradients: of the loss, so g is minus these.   noise: w / sigma, the standard normal draws
+    themselves. NaN where a gradient is zero."""
+    flat = -gradients_NxLxD.reshape(len(gradients_NxLxD), -1).astype(np.float64)
     along = np.einsum("np,np->n", flat, noise_NxLxD.reshape(flat.shape).astype(np.float64))
     norm = np.linalg.norm(flat, axis=1)
     return np.divide(along, norm, out=np.full(len(flat), np.nan), where=norm > 0)

@@ -20,11 +20,11 @@ def test_p_value():
     np.testing.assert_allclose(p_value(np.array([0.0, -40.0])), [0.5, 1])
 
 
-def test_noise_along_the_gradient_is_its_own_statistic():
+def test_noise_along_the_falling_loss_is_its_own_statistic():
     g = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
     unit = g / np.linalg.norm(g.reshape(3, -1), axis=1)[:, None, None]
     along = np.array([-1.0, 0.5, 7.0])
-    np.testing.assert_allclose(statistic(g, along[:, None, None] * unit), along, rtol=1e-5)
+    np.testing.assert_allclose(statistic(g, -along[:, None, None] * unit), along, rtol=1e-5)
     assert np.isnan(statistic(np.zeros((1, 2, 2)), np.ones((1, 2, 2))))[0]
 
 
