@@ -100,11 +100,13 @@ class EvaluationConfig:
 
     every_steps: at its multiples, before step 0 and at the end; 0 only at the end.
     tokens_per_domain: about how many tokens of each domain are read, whole documents in a fixed order.
+    breakdown: also by length of the document and by position in the context.
     rows: of one evaluation batch.   sample_prompts, sample_tokens, sample_temperature: texts continued at the end.
     """
 
     every_steps: int = 250
     tokens_per_domain: int = 65536
+    breakdown: bool = False
     rows: int = 16
     sample_prompts: tuple[str, ...] = ()
     sample_tokens: int = 128

@@ -33,11 +33,26 @@ def main(arguments: list[str]) -> None:
     if flags.json:
         print(json.dumps({"step": step} | metrics, indent=2))
         return
-    print(f"step {step}\n{'set':<24}{'loss':>10}{'± se':>9}{'bits/byte':>12}{'± se':>9}{'tokens':>10}")
-    for name in dict.fromkeys(key.split("/")[1] for key in metrics):
+    from mixlab.report.by_length import bin_label
+    from mixlab.report.runs import BREAKDOWNS
+
+    names = list(dict.fromkeys(key.removeprefix("eval/").rpartition("/")[0] for key in metrics))
+    print(f"step {step}")
+    _print_table("set", {name: name for name in names if name.partition("/")[0] not in BREAKDOWNS}, metrics)
+    for kind, title in BREAKDOWNS.items():
+        bins = {name: bin_label(kind, int(name.split("/")[1])) for name in names if name.startswith(f"{kind}/")}
+        if bins:
+            print()
+            _print_table(title, bins, metrics)
+
+
+def _print_table(title: str, labels: dict[str, str], metrics: dict[str, float]) -> None:
+    """labels: what stands between "eval/" and the metric -> how its row is called."""
+    print(f"{title:<24}{'loss':>10}{'± se':>9}{'bits/byte':>12}{'± se':>9}{'tokens':>10}")
+    for name, label in labels.items():
         row = [metrics.get(f"eval/{name}/{key}") for key in ("loss", "loss_se", "bits_per_byte", "bits_per_byte_se")]
         tokens = metrics.get(f"eval/{name}/tokens", "")
-        print(f"{name:<24}{row[0]:>10.4f}{row[1]:>9.4f}{row[2]:>12.4f}{row[3]:>9.4f}{tokens:>10}")
+        print(f"{label:<24}{row[0]:>10.4f}{row[1]:>9.4f}{row[2]:>12.4f}{row[3]:>9.4f}{tokens:>10}")
 
 
 def evaluate_checkpoint(config, workdir: Path, step: int | None = None) -> tuple[int, dict[str, float]]:

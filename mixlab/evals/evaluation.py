@@ -6,9 +6,10 @@ from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.errors import UserError
 from mixlab.evals.baselines import baselines
+from mixlab.evals.breakdown import breakdown
 from mixlab.evals.generate import Generator, until
 from mixlab.evals.held_out import EvaluationSet, make_set
-from mixlab.evals.language_model import evaluate
+from mixlab.evals.language_model import score, summarise
 from mixlab.training.state import Layout
 from mixlab.training.step import compile_token_losses, make_token_losses
 
@@ -40,8 +41,10 @@ class Evaluation:
         return make_set(name, store, ids, self.data.tokenizer, bos, length, self.config.evaluation.tokens_per_domain)
 
     def scores(self, params) -> dict[str, float]:
-        """eval/<set>/* of these parameters."""
-        return evaluate(self.sets, self._token_losses, params, self.layout, self.config.evaluation.rows)
+        """eval/<set>/* of these parameters, and eval/by_length/* and eval/by_position/* where the config asks for them."""
+        settings = self.config.evaluation
+        nll = score(self.sets, self._token_losses, params, self.layout, settings.rows)
+        return summarise(self.sets, nll) | (breakdown(self.sets, nll) if settings.breakdown else {})
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Bits per byte of counting alone, on the same tokens."""

@@ -25,6 +25,7 @@ class EvaluationSet:
     documents: int32 [R, L], the number (from 0) of the document that the position belongs to.
     bytes: int32 [R, L], UTF-8 bytes of the scored token, 0 where none is.
     document_ids: int64 [documents], which documents of the store they are.
+    lengths: int64 [documents], tokens of each whole document with its BOS and EOS, of which the rows may hold less.
     """
 
     name: str
@@ -32,6 +33,7 @@ class EvaluationSet:
     documents: np.ndarray
     bytes: np.ndarray
     document_ids: np.ndarray
+    lengths: np.ndarray
 
 
 def make_set(
@@ -60,7 +62,9 @@ def make_set(
     if not scored.any():
         return None
     arrays = batch.arrays() | {"loss_weights": scored}
-    return EvaluationSet(name, Batch(**arrays, spans=batch.spans), owner, sizes.astype(np.int32), ids)
+    rows_and_spans = Batch(**arrays, spans=batch.spans)
+    lengths = documents.virtual_lengths(ids)
+    return EvaluationSet(name, rows_and_spans, owner, sizes.astype(np.int32), ids, lengths)
 
 
 def _pack(ids: np.ndarray, lengths: np.ndarray, length: int) -> tuple[Pieces, int]:

@@ -13,9 +13,8 @@ LN2 = float(np.log(2))
 EMPTY_ROW = {"tokens": 0, "targets": 0, "loss_weights": 0, "segment_ids": 0, "positions": 0}
 
 
-def evaluate(sets: list[EvaluationSet], token_losses: Callable, params, layout: Layout, rows: int) -> dict[str, float]:
-    """Metrics eval/<set>/{loss, loss_se, bits_per_byte, bits_per_byte_se, tokens, documents}, and the same for "macro" (the
-    mean of the sets) and "micro" (all documents as one set).
+def score(sets: list[EvaluationSet], token_losses: Callable, params, layout: Layout, rows: int) -> np.ndarray:
+    """float32 [rows of all sets, L]: the loss of every position, in nats.
 
     token_losses: the executable of `make_token_losses` for [rows, L] batches. The rows of all sets are read one after the
     other in batches of that one shape, the last filled with padding, so every host does the same number of steps."""
@@ -28,20 +27,21 @@ def evaluate(sets: list[EvaluationSet], token_losses: Callable, params, layout: 
     for first in range(0, total + missing, rows):
         local = {name: array[first + mine] for name, array in whole.items()}
         losses.append(token_losses(params, global_batch(layout.mesh, local, rows)))
-    nll = np.concatenate(jax.device_get(losses))[:total]
-    return summarise(sets, nll)
+    return np.concatenate(jax.device_get(losses))[:total]
 
 
 def summarise(sets: list[EvaluationSet], nll: np.ndarray) -> dict[str, float]:
-    """The metrics of per-token losses [rows of all sets, L] (nats)."""
+    """Metrics eval/<set>/{loss, loss_se, bits_per_byte, bits_per_byte_se, tokens, documents}, and the same for "macro" (the
+    mean of the sets) and "micro" (all documents as one set). nll: per-token losses [rows of all sets, L] (nats)."""
     metrics: dict[str, float] = {}
     per_set, at = [], 0
     for s in sets:
         rows = len(s.rows.tokens)
-        per_set.append(_document_sums(s, nll[at : at + rows]))
+        scored = s.rows.loss_weights > 0
+        per_set.append(document_sums(s.documents[scored], nll[at : at + rows][scored], s.bytes[scored]))
         at += rows
-        metrics |= _describe(s.name, *per_set[-1])
-    metrics |= _describe("micro", *(np.concatenate(column) for column in zip(*per_set, strict=True)))
+        metrics |= describe(s.name, *per_set[-1])
+    metrics |= describe("micro", *(np.concatenate(column) for column in zip(*per_set, strict=True)))
     for key in ("loss", "bits_per_byte"):
         metrics[f"eval/macro/{key}"] = float(np.mean([metrics[f"eval/{s.name}/{key}"] for s in sets]))
         errors = [metrics[f"eval/{s.name}/{key}_se"] for s in sets]
@@ -49,17 +49,16 @@ def summarise(sets: list[EvaluationSet], nll: np.ndarray) -> dict[str, float]:
     return metrics
 
 
-def _document_sums(s: EvaluationSet, nll: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per document: nats, scored tokens, scored bytes; documents without a scored token left out."""
-    scored = s.rows.loss_weights > 0
-    owner, count = s.documents[scored], len(s.document_ids)
-    nats = np.bincount(owner, nll[scored].astype(np.float64), count)
-    tokens = np.bincount(owner, minlength=count)
-    sizes = np.bincount(owner, s.bytes[scored], count)
-    return nats[tokens > 0], tokens[tokens > 0], sizes[tokens > 0]
+def document_sums(owner: np.ndarray, nats: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per document: nats, tokens, bytes; documents without a token left out. Arrays [scored tokens]: the number of the
+    document that each belongs to, its loss, its bytes."""
+    tokens = np.bincount(owner)
+    there = tokens > 0
+    return np.bincount(owner, nats.astype(np.float64))[there], tokens[there], np.bincount(owner, sizes)[there]
 
 
-def _describe(name: str, nats: np.ndarray, tokens: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+def describe(name: str, nats: np.ndarray, tokens: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    """The metrics of a set of documents of which `document_sums` tells."""
     loss, loss_se = ratio(nats, tokens)
     bits, bits_se = ratio(nats / LN2, sizes)
     return {

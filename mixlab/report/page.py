@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from mixlab.errors import UserError
-from mixlab.report import plots, tables
+from mixlab.report import by_length, plots, tables
 from mixlab.report.charts import charts, set_charts
 from mixlab.report.runs import Run, labels, read_runs
 
@@ -96,6 +96,8 @@ def _view(index: int, run: Run, label: str, headline: str | None) -> dict:
         "notes": run.notes,
         "started": tables.started(run),
         "evaluations": tables.evaluations(run),
+        "breakdowns": by_length.breakdowns(run),
+        "buckets": by_length.buckets(run),
         "evaluated_at": tables.evaluated_at(run, headline),
         "reading": tables.reading(run),
         "fingerprints": tables.fingerprints(run),

@@ -15,6 +15,7 @@ import numpy as np
 from mixlab.errors import UserError
 
 AVERAGES = ("macro", "micro")  # averages over the evaluation sets, not sets themselves
+BREAKDOWNS = {"by_length": "length of the document", "by_position": "position in the context"}  # nor are these
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +99,9 @@ class Run:
         return self.metrics.get(key) or Series(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
     def evaluation_sets(self) -> list[str]:
-        """Names of the evaluation sets, in the order in which the run recorded them, without the averages."""
+        """Names of the evaluation sets, in the order in which the run recorded them, without averages and breakdowns."""
         keys = [key.split("/") for key in self.metrics if key.startswith("eval/") and key.count("/") >= 2]
-        names = dict.fromkeys("/".join(parts[1:-1]) for parts in keys)
+        names = dict.fromkeys("/".join(parts[1:-1]) for parts in keys if parts[1] not in BREAKDOWNS)
         return [name for name in names if name not in AVERAGES]
 
     def evaluated(self, name: str, metric: str) -> tuple[float, float, int]:

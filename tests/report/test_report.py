@@ -174,6 +174,21 @@ def test_table_of_evaluation_sets(single):
     assert page.row("macro")[1] == f"{bits(1, 0.5, 60):.4f} ± 0.0150"
 
 
+def test_breakdowns_are_tables_of_their_own_and_no_sets(tmp_path):
+    path = make_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for key, bits_per_byte in {"by_length/64": 2.5, "by_length/2048": 2.0, "by_position/1": 4.0}.items():
+        lines[-1] |= {f"eval/{key}/bits_per_byte": bits_per_byte, f"eval/{key}/loss": 3.0, f"eval/{key}/tokens": 99}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report([path], tmp_path / "report"))
+    by_length, by_position = (t for t in page.tables if t[0][0].endswith("tokens"))
+    assert [row[:2] for row in by_length[1:]] == [["64 to 127", "2.5000"], ["2,048 to 4,095", "2.0000"]]
+    assert [row[:2] for row in by_position[1:]] == [["0 to 1", "4.0000"]] and by_position[1][3] == "99"
+    run = read_run(path)
+    assert run.evaluation_sets() == ["code", "odd/name $x$ <b>"]
+    assert {row["set"] for row in tables.evaluations(run)} == {"code", "odd/name $x$ <b>", "macro"}
+
+
 def test_what_is_read(single):
     page = Page(single)
     assert page.row("web") == ["web", "75.0%", "1,440", "1.5", "12", "77", "–", "–"]

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixlab import errors, train
+from mixlab import errors, evaluate, train
 from mixlab.batch import render
 from mixlab.config import load
 from mixlab.data import open_data
 from mixlab.plan import as_text, make_plan
+from mixlab.report import by_length
+from mixlab.report.runs import read_run
 from mixlab.training import loop
 from mixlab.training.checkpoint import Checkpoints
 from tests.stores import some_texts, write_store
@@ -119,6 +121,32 @@ def test_metrics_tell_the_buckets_apart(place, whole):
     for source in plan["sources"].values():
         kept = sum(source["dropped"].values()) + source["padded_tokens_per_epoch"]
         assert 0 < kept < source["tokens_per_epoch"] and "predicted but not read" in source["dropped"]
+
+
+def test_the_report_tells_the_buckets_apart(place, whole):
+    rows = by_length.buckets(read_run(place / "whole"))
+    assert [row["length"] for row in rows] == ["8", "16", "32"]
+    for row in rows:
+        assert (row["steps"], row["tokens"], row["share"]) == ("4", "512", "33.3%") and row["seconds"].endswith(" s")
+        last = [line["train/loss"] for line in whole[0] if line["train/sequence_length"] == int(row["length"])][-1]
+        assert row["loss"] == f"{last:.3f}"
+    page = (place / "whole" / "report" / "index.html").read_text()
+    assert "Length buckets" in page and "position in the context" not in page
+
+
+def test_a_checkpoint_is_scored_by_length_and_position(place, whole, capsys):
+    arguments = [f"--workdir={place / 'whole'}", "--config.evaluation.breakdown=true"]
+    capsys.readouterr()
+    assert errors.run(evaluate.main, arguments) == 0
+    sets, lengths, positions = capsys.readouterr().out.split("\n\n")
+    named = [line.split()[0] for line in sets.splitlines()]
+    recorded = read_run(place / "whole").evaluation_sets()
+    assert named == ["step", "set", *recorded, "micro", "macro"] and len(recorded) == 4
+    total = int(sets.splitlines()[-2].split()[-1])  # micro's tokens
+    for table, title in ((lengths, "length of the document"), (positions, "position in the context")):
+        head, *rows = table.splitlines()
+        assert head.startswith(title) and sum(int(row.split()[-1]) for row in rows) == total
+    assert positions.splitlines()[1].startswith("0 to 1 ") and positions.splitlines()[-1].startswith("16 to 31 ")
 
 
 def test_every_shape_is_compiled_before_the_first_step_and_no_other(whole):
