@@ -13,6 +13,7 @@ from mixlab.corpus.repetition import repeats_in_rows
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
 from mixlab.sequences.index import Pieces
+from mixlab.sequences.metadata import Metadata, runs
 
 
 class Kind(IntEnum):
@@ -22,6 +23,7 @@ class Kind(IntEnum):
     TEXT = 1
     BOS = 2
     EOS = 3
+    METADATA = 4
     INSERTED = 5
 
 
@@ -48,7 +50,7 @@ class Batch:
     segment_ids: int32 [B, L]; documents of a row from 1 on (all 1 without document masking), 0 for padding.
     positions: int32 [B, L]; within the document, or within the row when positions do not restart.
     spans: SPAN [S]; the provenance. Every position of every row lies in exactly one span: `length` tokens of `kind` from
-        `offset` on in `row`, of document `document` of source number `source` (its text from `start` on, for TEXT).
+        `offset` on in `row`, of document `document` of source number `source` (its text or metadata from `start` on).
     """
 
     tokens: np.ndarray
@@ -72,12 +74,14 @@ class Layout:
     numbers: int32 [R, L + 1]; which document of its row a token belongs to, from 1 on, 0 for padding.
     positions: int32 [R, L + 1]; within the document's part that is in this row.
     spans: SPAN [S]; the provenance of the first L tokens of every row.
+    trainable: bool [R, L + 1]; whether a token may bear loss as a target. None: all may.
     """
 
     tokens: np.ndarray
     numbers: np.ndarray
     positions: np.ndarray
     spans: np.ndarray
+    trainable: np.ndarray | None = None
 
 
 def render(
@@ -95,26 +99,33 @@ def lay_out(
     The token after a row's last is the next one of the document that is cut there, if the format has targets past the row,
     else padding.
     """
-    pieces = _one_more(pieces, documents, rows, length, format.targets_past_row)
-    spans = _spans(pieces, documents, source)
+    pieces = _one_more(pieces, documents, rows, length, format.predicts_past_row)
+    spans = _spans(pieces, documents, source, length + 1)
     kinds, counts = spans["kind"], spans["length"]
 
-    flat = np.repeat(np.array([pad, pad, *_special(documents)], np.int32)[kinds], counts)
+    flat = np.repeat(np.array([pad, pad, *_special(documents), pad], np.int32)[kinds], counts)
     text = spans[kinds == Kind.TEXT]
     buffer = np.empty(int(text["length"].sum()), np.int32)
     documents.store.read(text["document"], text["start"], text["length"], buffer)
     flat[np.repeat(kinds == Kind.TEXT, counts)] = buffer
+    trainable = None
+    if documents.metadata is not None:
+        written = spans[kinds == Kind.METADATA]
+        places = _places(spans, kinds == Kind.METADATA)
+        flat[places] = documents.metadata.read(written["document"], written["start"], written["length"])
+        trainable = _trainable(pieces, spans, places, documents, documents.metadata, format).reshape(rows, length + 1)
 
     real = pieces.documents >= 0
     firsts = np.searchsorted(pieces.rows, np.arange(rows))
     per_piece = np.where(real, np.arange(len(real)) - firsts[pieces.rows] + 1, 0)
-    begins = np.cumsum(pieces.lengths) - pieces.lengths
-    counted = np.arange(rows * (length + 1)) - np.repeat(begins, pieces.lengths)
+    begins = (np.cumsum(pieces.lengths) - pieces.lengths).astype(np.int32)
+    counted = np.arange(rows * (length + 1), dtype=np.int32) - np.repeat(begins, pieces.lengths)
     return Layout(
         tokens=flat.reshape(rows, length + 1),
         numbers=np.repeat(per_piece.astype(np.int32), pieces.lengths).reshape(rows, length + 1),
-        positions=counted.astype(np.int32).reshape(rows, length + 1),
+        positions=counted.reshape(rows, length + 1),
         spans=_without_targets(spans, length),
+        trainable=trainable,
     )
 
 
@@ -126,8 +137,13 @@ def finish(layout: Layout, format: FormatConfig) -> Batch:
     trained = (own > 0) & (following > 0)
     if not format.loss_across_documents:
         trained &= own == following
+    if layout.trainable is not None:
+        trained &= layout.trainable[:, 1:]
     if format.mask_repetitions:
         trained[repeats_in_rows(tokens, (own > 0).sum(axis=1))] = False
+    weights = trained.astype(np.float32)
+    if format.loss_normaliser == "rows":
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1)
     if format.restart_positions:
         positions = layout.positions[:, :-1]
     else:
@@ -135,7 +151,7 @@ def finish(layout: Layout, format: FormatConfig) -> Batch:
     return Batch(
         tokens=tokens,
         targets=np.ascontiguousarray(layout.tokens[:, 1:]),
-        loss_weights=trained.astype(np.float32),
+        loss_weights=weights,
         segment_ids=np.ascontiguousarray(own) if format.mask_documents else (own > 0).astype(np.int32),
         positions=np.ascontiguousarray(positions),
         spans=layout.spans,
@@ -147,6 +163,38 @@ def _special(documents: Documents) -> tuple[int, int]:
     return (documents.prefix or (0,))[0], (documents.suffix or (0,))[0]
 
 
+def _places(spans: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """int64: where the tokens of the chosen spans (bool [S]) lie among those of all spans."""
+    ends = np.cumsum(spans["length"], dtype=np.int64)[chosen]
+    counts = spans["length"][chosen]
+    return runs(ends - counts, counts)
+
+
+def _trainable(
+    pieces: Pieces,
+    spans: np.ndarray,
+    written: np.ndarray,
+    documents: Documents,
+    metadata: Metadata,
+    format: FormatConfig,
+) -> np.ndarray:
+    """bool [tokens]: False for metadata (at the places `written`) and the BOS before them, unless they bear loss; and for the
+    token after metadata that are there once more, where the piece before has predicted it: no text is predicted twice."""
+    trainable = np.ones(int(pieces.lengths.sum()), bool)
+    if not metadata.loss:
+        trainable[written] = False
+        if documents.prefix:
+            conditioned = metadata.codes[spans["document"]] > 0  # of padding it does not matter
+            trainable[_places(spans, (spans["kind"] == Kind.BOS) & conditioned)] = False
+    predicted_apart = format.kind == "decompose" and format.variant == "released"
+    if documents.every_piece and format.predicts_past_row and not predicted_apart:
+        begins = np.cumsum(pieces.lengths) - pieces.lengths
+        real = np.flatnonzero(pieces.documents >= 0)
+        again = documents.repeated(pieces.documents[real], pieces.starts[real])
+        trainable[(begins[real] + again)[again > 0]] = False
+    return trainable
+
+
 def _one_more(pieces: Pieces, documents: Documents, rows: int, length: int, goes_on: bool) -> Pieces:
     """The pieces with every row filled up to length + 1: by the next token of the document cut at its end, if the row
     `goes_on`, then by padding (a piece of document -1)."""
@@ -154,6 +202,8 @@ def _one_more(pieces: Pieces, documents: Documents, rows: int, length: int, goes
     lasts = np.searchsorted(pieces.rows, np.arange(rows), side="right") - 1
     full = np.bincount(pieces.rows, lengths, rows).astype(np.int64)
     ends = pieces.starts[lasts] + lengths[lasts]
+    if documents.every_piece:
+        ends -= documents.repeated(pieces.documents[lasts], pieces.starts[lasts])
     cut = goes_on & (full == length) & (ends < documents.virtual_lengths(pieces.documents[lasts]))
     lengths[lasts[cut]] += 1
     missing = length + 1 - full - cut
@@ -167,34 +217,46 @@ def _one_more(pieces: Pieces, documents: Documents, rows: int, length: int, goes
     )
 
 
-def _spans(pieces: Pieces, documents: Documents, source: int) -> np.ndarray:
-    """SPAN [S]: each piece cut into its prefix, text and suffix; empty spans left out."""
+def _spans(pieces: Pieces, documents: Documents, source: int, row_tokens: int) -> np.ndarray:
+    """SPAN [S]: each piece cut into its prefix, metadata, text and suffix; empty spans left out. The pieces fill rows of
+    row_tokens."""
     real = pieces.documents >= 0
-    before = len(documents.prefix)
-    text = np.zeros(len(real), np.int64)
+    starts, ends = pieces.starts, pieces.starts + pieces.lengths
+    text, none = np.zeros(len(real), np.int64), np.zeros(len(real), np.int64)
     text[real] = documents.text_lengths(pieces.documents[real])
-    ends = pieces.starts + pieces.lengths
-    in_prefix = np.where(real, np.clip(np.minimum(ends, before) - pieces.starts, 0, None), 0)
-    in_suffix = np.where(real, np.clip(ends - np.maximum(pieces.starts, before + text), 0, None), 0)
-    spans = np.zeros((len(real), 3), SPAN)
+    before = none + len(documents.prefix)
+    parts = [(Kind.BOS, none, before)]  # kind, and where in the document it begins and ends
+    if documents.metadata is not None:
+        written = none.copy()
+        written[real] = documents.metadata.lengths(pieces.documents[real])
+        parts.append((Kind.METADATA, before, before + written))
+        before = before + written
+    if documents.every_piece:
+        again = np.zeros(len(real), bool)
+        again[real] = documents.repeated(pieces.documents[real], starts[real]) > 0
+        ends = ends - again * before
+    parts += [(Kind.TEXT, before, before + text), (Kind.EOS, before + text, before + text + len(documents.suffix))]
+
+    spans = np.zeros((len(real), len(parts)), SPAN)
     spans["row"] = pieces.rows[:, None]
     spans["source"] = source
     spans["document"] = pieces.documents[:, None]
-    spans["length"][:, 0] = in_prefix
-    spans["length"][:, 1] = pieces.lengths - in_prefix - in_suffix
-    spans["length"][:, 2] = in_suffix
-    spans["kind"] = [Kind.BOS, Kind.TEXT, Kind.EOS]
-    spans["kind"][~real, 1] = Kind.PADDING
-    spans["start"][:, 1] = np.clip(pieces.starts - before, 0, None)
+    for column, (kind, begin, end) in enumerate(parts):
+        first, last = np.maximum(starts, begin), np.minimum(ends, end)
+        if documents.every_piece and kind in (Kind.BOS, Kind.METADATA):
+            first, last = np.where(again, begin, first), np.where(again, end, last)
+        spans["kind"][:, column] = kind
+        spans["length"][:, column] = np.where(real, np.maximum(last - first, 0), 0)
+        if kind in (Kind.TEXT, Kind.METADATA):
+            spans["start"][:, column] = np.maximum(first - begin, 0)
+    spans["kind"][~real, -2], spans["length"][~real, -2] = Kind.PADDING, pieces.lengths[~real]
     spans = spans[spans["length"] > 0]
-    begins = np.cumsum(spans["length"]) - spans["length"]
-    first_of_row = np.searchsorted(spans["row"], spans["row"])
-    spans["offset"] = begins - begins[first_of_row]
+    spans["offset"] = (np.cumsum(spans["length"]) - spans["length"]) % row_tokens
     return spans
 
 
 def _without_targets(spans: np.ndarray, length: int) -> np.ndarray:
     """The spans of the first `length` tokens of each row."""
-    spans = spans[spans["offset"] < length].copy()
+    spans = spans[spans["offset"] < length]
     spans["length"] = np.minimum(spans["length"], length - spans["offset"])
     return spans

@@ -33,13 +33,24 @@ class SourceConfig:
 
     store: the folder of a token store, or "embedded" for the corpus made from this Python installation.
     where: only documents for which this holds: metadata column -> a value, a list of values, or {"min": …, "max": …}.
+    part: (from, to) within 0 and 1: only this part of the training documents, told by a hash of their ids. Sources with
+        parts that do not overlap have no document in common.
     declared_tokens: of one pass over it, what the format adds to documents included, for planning where the store is
         not at hand; not used once it is.
     """
 
     store: str = "embedded"
     where: dict[str, Any] = field(default_factory=dict)
+    part: tuple[float, ...] = (0.0, 1.0)
     declared_tokens: int | None = None
+
+    def problems(self, where: str) -> list[str]:
+        found = []
+        if self.declared_tokens is not None and self.declared_tokens < 1:
+            found.append(f"{where}.declared_tokens = {self.declared_tokens}: must be at least 1")
+        if len(self.part) != 2 or not 0 <= self.part[0] < self.part[1] <= 1:
+            found.append(f"{where}.part = {self.part}: give two numbers from 0 to 1, the smaller first, as (0.0, 0.9)")
+        return found
 
 
 @dataclass(frozen=True)
@@ -250,8 +261,7 @@ def check(config: Config) -> list[str]:
     if not re.fullmatch(r"[\w.-]+", config.name):
         found.append(f"name = {config.name!r}: letters, digits, '.', '_' and '-' only; it names the run's folder")
     for name, source in config.sources.items():
-        if source.declared_tokens is not None and source.declared_tokens < 1:
-            found.append(f"sources.{name}.declared_tokens = {source.declared_tokens}: must be at least 1")
+        found += source.problems(f"sources.{name}")
     if "embedded" in {source.store for source in config.sources.values()} and config.tokenizer is None:
         found.append("tokenizer = None: the embedded corpus needs one; use 'bytes', 'bpe:4096' or a tokenizer.json")
     return found

@@ -9,14 +9,16 @@ import numpy as np
 from mixlab.config import Config, SourceConfig
 from mixlab.corpus import embedded
 from mixlab.corpus.cache import cache_folder
-from mixlab.corpus.filters import matches
+from mixlab.corpus.filters import in_part, matches
 from mixlab.corpus.store import TokenStore
 from mixlab.corpus.tokenizer import Tokenizer, load
 from mixlab.errors import UserError
 from mixlab.schedule.fixed import FixedCut
-from mixlab.schedule.stages import BucketTokens, Stage, place_stages
+from mixlab.schedule.stages import BucketTokens, Stage, StageConfig, place_stages
+from mixlab.seeds import seed_of
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
+from mixlab.sequences.metadata import Metadata, MetadataConfig, make_metadata
 from mixlab.stream import Stream
 
 VERIFIED_BYTES = 2**30  # of tokens: about a second's reading
@@ -104,15 +106,60 @@ def _documents(
 ) -> tuple[Callable[[str, FormatConfig], Documents], Chosen]:
     """(source, format) -> the documents to train on with what surrounds them; and what was chosen of each store."""
     chosen = {name: _chosen(name, config.sources[name], store) for name, store in stores.items()}
+    metadata = _metadata(config, stores, chosen, tokenizer)
 
     def documents(name: str, format: FormatConfig) -> Documents:
         if format.bos and tokenizer.bos_id is None:
             raise UserError(f"the format puts BOS first, but tokenizer {tokenizer.name} has none; set bos=False")
         prefix = (tokenizer.bos_id,) if format.bos else ()
         suffix = (tokenizer.eos_id,) if format.eos else ()
-        return Documents(stores[name], chosen[name]["train"], prefix, suffix)
+        written = metadata[name, format.metadata] if format.metadata else None
+        every_piece = written is not None and format.kind == "decompose" and format.metadata.every_piece
+        return Documents(stores[name], chosen[name]["train"], prefix, suffix, written, every_piece)
 
     return documents, chosen
+
+
+def _metadata(
+    config: Config, stores: dict[str, TokenStore], chosen: Chosen, tokenizer: Tokenizer
+) -> dict[tuple[str, MetadataConfig], Metadata]:
+    """(source, what is asked for) -> metadata, of all stages that have some.
+
+    Raises UserError, all problems at once: a source without the column, metadata that leave no room for text in a row."""
+    found: dict[tuple[str, MetadataConfig], Metadata] = {}
+    problems: dict[tuple[str, MetadataConfig | None], str] = {}
+    for i, stage in enumerate(config.stages):
+        asked = stage.format.metadata
+        for name in stage.mixture:
+            if asked is None or name not in stores or (name, asked) in problems:
+                continue
+            where, ids = f"sources.{name} with stages.{i}.format.metadata", chosen[name]["train"]
+            try:
+                if (name, asked) not in found:
+                    seed = seed_of(config.seed, "metadata", name)
+                    found[name, asked] = make_metadata(stores[name], asked, ids, tokenizer, seed, where)
+                _check_length(found[name, asked], stores[name], ids, asked, stage, where)
+            except UserError as error:
+                problems[name, asked] = str(error)
+    if problems:
+        raise UserError("\n".join(problems.values()))
+    return found
+
+
+def _check_length(
+    metadata: Metadata, store: TokenStore, ids: np.ndarray, asked: MetadataConfig, stage: StageConfig, where: str
+) -> None:
+    lengths = metadata.lengths(ids)
+    longest = int(lengths.max(initial=0)) + stage.format.bos
+    if longest >= stage.sequence_length:
+        document = store.metadata(int(ids[lengths.argmax()]))
+        value = ", ".join(str(document[column]) for column in asked.columns)
+        shown = value if len(value) <= 80 else f"{value[:80]}…"
+        raise UserError(
+            f"{where}: the metadata of document {document['id']!r} ({shown}) are {longest:,} tokens, and a row of "
+            f"sequence_length = {stage.sequence_length} has no room for text behind them; set reduce='domain', use "
+            "min_documents=2 to write 'unknown' for rare values, or lengthen the rows"
+        )
 
 
 def _bucket_tokens(
@@ -141,8 +188,11 @@ def _chosen(name: str, source: SourceConfig, store: TokenStore) -> dict[str, np.
     if source.where:
         keep = matches(store, source.where, f"sources.{name}.where")
         ids = {split: found[keep[found]] for split, found in ids.items()}
+    if source.part != (0.0, 1.0):  # of the training documents alone: all parts are evaluated on the same ones
+        ids["train"] = ids["train"][in_part(store, source.part)[ids["train"]]]
     if not len(ids["train"]):
         what = f"no training document for which {source.where} holds" if source.where else "no training documents"
+        what += f" in part {source.part}" if source.part != (0.0, 1.0) else ""
         raise UserError(f"sources.{name}: {store.path} has {what}; prepare it with more text, or change the condition")
     return ids
 

@@ -1,7 +1,8 @@
 """Measures speed: the train step beside a plain PyTorch one, and the data path.
 
 python tools/benchmark.py train [--rounds=N] [--json]     6 layers, width 384, vocabulary 8192, length 256, batch 8, float32
-python tools/benchmark.py data [--tokens=N] [--json]      document masks, positions, loss weights and provenance
+python tools/benchmark.py data [--tokens=N] [--json]      document masks, positions, loss weights and provenance; with
+                                                          and without metadata in front of documents
 
 CPU-seconds are the figure to quote on a shared machine; wall seconds stand beside them. The train step and its peer run in
 turn, each in a process of its own on one and the same core, and the ratio is that of the medians. PyTorch comes with the
@@ -125,6 +126,7 @@ def data(tokens: int) -> dict:
     from mixlab.corpus.writer import finalise, write_shard
     from mixlab.schedule.stages import StageConfig, place_stages
     from mixlab.sequences.documents import Documents
+    from mixlab.sequences.metadata import MetadataConfig, make_metadata
     from mixlab.stream import Stream
 
     rng = np.random.default_rng(0)
@@ -132,25 +134,37 @@ def data(tokens: int) -> dict:
     result: dict = {}
     with tempfile.TemporaryDirectory() as folder:
         texts = [rng.integers(0, 256, n).astype(np.int32) for n in lengths]
-        rows = [{"id": str(i), "split": "train", "bytes": int(n)} for i, n in enumerate(lengths)]
+        hosts = rng.zipf(1.5, len(lengths)) % 5000
+        rows = [
+            {"id": str(i), "split": "train", "bytes": int(n), "url": f"https://www.host{host}.org/{i}"}
+            for i, (n, host) in enumerate(zip(lengths, hosts, strict=True))
+        ]
         letters = tokenizer.load("bytes")
-        store = finalise(Path(folder), letters, [write_shard(Path(folder), 0, texts, rows, [], letters.vocab_size)], {})
+        shard = write_shard(Path(folder), 0, texts, rows, ["url"], letters.vocab_size)
+        store = finalise(Path(folder), letters, [shard], {})
+        every = np.arange(len(store))
         result["documents"], result["mean_document_tokens"] = len(lengths), float(lengths.mean())
-        for length, rows in ((1024, 256), (8192, 32)):
-            documents = Documents(store, np.arange(len(store)), (), (257,))
+        began = time.process_time()
+        metadata = make_metadata(store, MetadataConfig(), every, letters, 0, "url")
+        result["metadata: read and tokenised, CPU-seconds"] = time.process_time() - began
+        result["metadata: bytes a document"] = metadata.codes.itemsize
+        result["metadata: bytes of all strings"] = metadata.tokens.nbytes + metadata.offsets.nbytes
+        for length, rows, what in ((1024, 256, None), (1024, 256, metadata), (8192, 32, None), (8192, 32, metadata)):
+            documents = Documents(store, every, (), (257,), what)
+            named = f"length {length}" + (", metadata" if what else "")
             stage = StageConfig("main", 10**6, sequence_length=length, tokens_per_step=rows * length)
             began = time.process_time()
             stages = place_stages((stage,), lambda *_, d=documents: int(d.lengths.sum()), 0)
             stream = Stream(stages, lambda *_, d=documents: d)
             stream[0]
-            result[f"length {length}: index, CPU-seconds"] = time.process_time() - began
+            result[f"{named}: index, CPU-seconds"] = time.process_time() - began
             began, began_wall, read = time.process_time(), time.perf_counter(), 0
             step = 1
             while read < tokens:
                 read += stream[step].tokens.size
                 step += 1
-            result[f"length {length}: tokens per CPU-second"] = read / (time.process_time() - began)
-            result[f"length {length}: tokens per second"] = read / (time.perf_counter() - began_wall)
+            result[f"{named}: tokens per CPU-second"] = read / (time.process_time() - began)
+            result[f"{named}: tokens per second"] = read / (time.perf_counter() - began_wall)
     return result
 
 

@@ -1,5 +1,6 @@
 """Choosing documents by their metadata."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mixlab.corpus.store import TokenStore
+from mixlab.draws import draws
 from mixlab.errors import UserError
+from mixlab.seeds import seed_of
 
 BOUNDS = {"min": pc.greater_equal, "max": pc.less_equal}
 
@@ -29,6 +32,20 @@ def matches(store: TokenStore, where: Mapping[str, Any], key: str) -> np.ndarray
             raise UserError(f"{key}.{name}: {error}") from None
         keep &= _holds(column, condition, f"{key}.{name}")
     return keep
+
+
+def in_part(store: TokenStore, part: tuple[float, ...]) -> np.ndarray:
+    """bool [documents]: which lie in the part [from, to) of the store, where a hash of the id gives each document a place
+    in [0, 1). Parts that do not overlap have no document in common, whatever is added to the store later."""
+    places = draws(seed_of("part"), id_hashes(store)) >> np.uint64(11)  # 53 bits: exact as a float
+    return (places >= part[0] * 2**53) & (places < part[1] * 2**53)
+
+
+def id_hashes(store: TokenStore) -> np.ndarray:
+    """uint64 [documents]: a hash of every document's id."""
+    ids = store.column("id").to_pylist()
+    digests = b"".join(hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in ids)
+    return np.frombuffer(digests, "<u8")
 
 
 def _holds(column: pa.ChunkedArray, condition: Any, key: str) -> np.ndarray:

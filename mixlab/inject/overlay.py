@@ -48,6 +48,7 @@ def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
     if not insertions:
         return layout
     tokens, numbers, positions = layout.tokens.copy(), layout.numbers.copy(), layout.positions.copy()
+    trainable = None if layout.trainable is None else layout.trainable.copy()
     touched = np.unique([insertion.row for insertion in insertions])
     slot = {row: i for i, row in enumerate(touched.tolist())}
     old = numbers[touched]
@@ -57,6 +58,8 @@ def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
     for one in insertions:
         i, at, end = slot[one.row], one.offset, one.offset + len(one.tokens)
         tokens[one.row, at:end] = one.tokens
+        if trainable is not None:
+            trainable[one.row, at:end] = True
         if one.isolated or not real[i, at]:
             begins[i, at] = begins[i, end] = True
         else:
@@ -67,7 +70,7 @@ def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
     numbers[touched] = np.where(real, np.cumsum(begins & real, axis=1), 0)
     positions[touched] = columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
     spans = _spans(layout.spans, insertions, tokens.shape[1] - 1)
-    return replace(layout, tokens=tokens, numbers=numbers, positions=positions, spans=spans)
+    return replace(layout, tokens=tokens, numbers=numbers, positions=positions, spans=spans, trainable=trainable)
 
 
 def _spans(spans: np.ndarray, insertions: list[Insertion], length: int) -> np.ndarray:
@@ -93,5 +96,5 @@ def _spans(spans: np.ndarray, insertions: list[Insertion], length: int) -> np.nd
     found = np.where(inserted, new[last], spans[under])
     found["row"], found["offset"] = np.divmod(begins, length)
     found["length"] = np.diff(begins, append=end)
-    found["start"] += np.where(found["kind"] == Kind.TEXT, begins - old_begins[under], 0)
+    found["start"] += np.where(np.isin(found["kind"], [Kind.TEXT, Kind.METADATA]), begins - old_begins[under], 0)
     return found

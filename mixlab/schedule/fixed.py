@@ -65,9 +65,7 @@ class FixedCut:
     def identity(self) -> dict:
         """What decides the rows: the store's content, the documents chosen, what surrounds them, how rows are cut."""
         return {
-            "store": self.documents.store.fingerprint,
-            "documents": hashlib.sha256(self.documents.ids.tobytes()).hexdigest(),
-            "around": [list(self.documents.prefix), list(self.documents.suffix)],
+            **self.documents.identity(),
             "cut": list(self.format.cut(self.row_length)),
             "seed": self.seed,
         }
@@ -76,7 +74,8 @@ class FixedCut:
         ids, lengths = self.documents.ids, self.documents.lengths
         if self.format.kind == "decompose":
             seed = seed_of(self.seed, "decompose")
-            return decompose(ids, lengths, self.format.variant, self.format.min_length, self.row_length, seed)
+            heads = self.documents.heads(ids) if self.documents.every_piece else None
+            return decompose(ids, lengths, self.format.variant, self.format.min_length, self.row_length, seed, heads)
         order = permute(np.arange(len(ids)), len(ids), seed_of(self.seed, "documents"))
         return {self.row_length: best_fit(ids[order], lengths[order], self.row_length, self.format.long_documents)}
 

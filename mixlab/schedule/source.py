@@ -12,6 +12,7 @@ from mixlab.errors import UserError
 from mixlab.schedule.shuffle import permute, unpermute
 from mixlab.seeds import seed_of
 from mixlab.sequences import index
+from mixlab.sequences.complete import complete, row_begins
 from mixlab.sequences.concat_chunk import concat_chunk
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
@@ -32,11 +33,13 @@ class Cursor(NamedTuple):
 class SourceRows:
     """The endless sequence of a source's rows, cut in one way, from a place in its documents on; read at any k.
 
-    Every epoch has a document order of its own, which depends on the source alone, not on how rows are cut. Rows are cut
+    Every epoch has a document order of its own, which depends on the source alone, not on how rows are cut nor on what
+    stands before documents. Rows are cut
     from the documents in that order and shuffled within windows of a sixteenth of an epoch, so that the rows of a long
     document are not read one after the other, and yet the documents touched by the first k rows are, but for one window,
     the first of the order: `cursor_after` tells where other rows of the same source may begin so that no document is read
-    twice in an epoch.
+    twice in an epoch. Rows that begin with a document ("complete") are more in one order than in another: how many an epoch
+    has is counted when it is reached.
 
     name: of the source; seeds derive from it, so other sources have no influence.
     row_length: tokens a row.   seed: of the run.   cache: folder for indices (None: memory only).
@@ -59,15 +62,20 @@ class SourceRows:
         self.name, self.documents, self.format, self.row_length = name, documents, format, row_length
         self.start, self.reordered = start, reordered
         self._seed, self._cache = seed_of(seed, "source", name), cache
+        self._by_document = format.kind == "complete"
+        self._counted: dict[int, int] = {}  # rows of epochs, where they are not all alike
         self.epoch_tokens = int(documents.lengths.sum())
-        self.rows_per_epoch = self.epoch_tokens // row_length
-        if not self.rows_per_epoch:
+        most_rows = self.epoch_tokens // row_length
+        single = int(np.count_nonzero(documents.lengths == 1)) if self._by_document else 0
+        if self.epoch_tokens - single < row_length:
             raise UserError(
                 f"sources.{name}: its {len(documents.ids)} training documents hold {self.epoch_tokens} tokens, less than "
                 f"one row of {row_length}; use a shorter sequence_length or more text"
             )
-        self._window = min(WINDOW_ROWS, -(-self.rows_per_epoch // WINDOWS_PER_EPOCH))
-        self._first_rows = self.rows_per_epoch if start.position == 0 else self._tokens_from_start() // row_length
+        self._window = min(WINDOW_ROWS, -(-most_rows // WINDOWS_PER_EPOCH))
+        if not self._by_document:
+            self._later_rows = most_rows
+            self._first_rows = most_rows if start.position == 0 else self._tokens_from_start() // row_length
         self.index = lru_cache(KEPT_EPOCHS)(self._index)
 
     def __getstate__(self):
@@ -76,6 +84,11 @@ class SourceRows:
     def __setstate__(self, state):
         self.__dict__.update(state)
         self.index = lru_cache(KEPT_EPOCHS)(self._index)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Of the first whole epoch."""
+        return self._rows_in(self.start.epoch + (self.start.position > 0))
 
     def pieces(self, ks: np.ndarray) -> Pieces:
         """The pieces of rows `ks` (int64 [R]) of the endless sequence, in that order."""
@@ -107,24 +120,27 @@ class SourceRows:
             return self.start
         epochs, places = self._locate(np.array([rows - 1]))
         epoch, place = int(epochs[0]), int(places[0])
-        touched = min((place // self._window + 1) * self._window, self._rows_in(epoch)) * self.row_length
-        order = self._order(epoch)
-        begins = np.cumsum(self.documents.lengths[order])
-        begins = np.concatenate([[0], begins])
-        position = int(np.searchsorted(begins, touched)) + self._first_position(epoch)
+        touched = min((place // self._window + 1) * self._window, self._rows_in(epoch))
+        lengths = self.documents.lengths[self._order(epoch)]
+        if self._by_document:
+            position = int(row_begins(lengths, self.row_length)[touched])
+        else:
+            begins = np.concatenate([[0], np.cumsum(lengths)])
+            position = int(np.searchsorted(begins, touched * self.row_length))
+        position += self._first_position(epoch)
         return Cursor(epoch, position) if position < len(self.documents.ids) else Cursor(epoch + 1, 0)
 
     def epochs_read(self, rows: int) -> float:
         """How many passes over the source's text `rows` rows are."""
+        if self._by_document:
+            return rows / self.rows_per_epoch
         return rows * self.row_length / self.epoch_tokens
 
     def identity(self) -> dict:
         """What decides the rows: the store's content, the documents chosen, what surrounds them, how rows are cut, order."""
         reordered = {"reordered": [[*place, seed] for place, seed in self.reordered]} if self.reordered else {}
         return reordered | {
-            "store": self.documents.store.fingerprint,
-            "documents": hashlib.sha256(self.documents.ids.tobytes()).hexdigest(),
-            "around": [list(self.documents.prefix), list(self.documents.suffix)],
+            **self.documents.identity(),
             "kind": self.format.kind,
             "row_length": self.row_length,
             "seed": self._seed,
@@ -133,16 +149,28 @@ class SourceRows:
 
     def _locate(self, ks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, place within the epoch's rows) of each k."""
-        later, places = np.divmod(ks - self._first_rows, self.rows_per_epoch)
+        if self._by_document:
+            begins = [0]
+            while begins[-1] <= ks.max(initial=0):
+                begins.append(begins[-1] + self._rows_in(self.start.epoch + len(begins) - 1))
+            later = np.searchsorted(begins, ks, side="right") - 1
+            return later + self.start.epoch, ks - np.array(begins)[later]
+        later, places = np.divmod(ks - self._first_rows, self._later_rows)
         first = ks < self._first_rows
         return np.where(first, 0, later + 1) + self.start.epoch, np.where(first, ks, places)
 
     def _before(self, epoch: int) -> int:
         """Rows of all epochs before a later one."""
-        return self._first_rows + (epoch - self.start.epoch - 1) * self.rows_per_epoch
+        if self._by_document:
+            return sum(self._rows_in(earlier) for earlier in range(self.start.epoch, epoch))
+        return self._first_rows + (epoch - self.start.epoch - 1) * self._later_rows
 
     def _rows_in(self, epoch: int) -> int:
-        return self._first_rows if epoch == self.start.epoch else self.rows_per_epoch
+        if self._by_document:
+            if epoch not in self._counted:
+                self._counted[epoch] = len(self.index(epoch))
+            return self._counted[epoch]
+        return self._first_rows if epoch == self.start.epoch else self._later_rows
 
     def _first_position(self, epoch: int) -> int:
         return self.start.position if epoch == self.start.epoch else 0
@@ -176,7 +204,8 @@ class SourceRows:
         if path and path.is_dir():
             return SequenceIndex.load(path)
         order = self._order(epoch)
-        table = concat_chunk(self.documents.ids[order], self.documents.lengths[order], self.row_length)
+        cut = complete if self._by_document else concat_chunk
+        table = cut(self.documents.ids[order], self.documents.lengths[order], self.row_length)
         if not path:
             return table
         table.save(path)

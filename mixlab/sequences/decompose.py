@@ -14,6 +14,12 @@ overlap   As released, but a piece begins with the token that the one before it 
 
 A piece beyond the longest bucket becomes pieces of the longest; `released` can draw their lengths instead.
 The end of a document that is shorter than the shortest bucket is dropped.
+
+Documents may have a head (BOS and metadata) in front of every piece. It counts in the piece's length: a row of
+L tokens behind a head of h has L - h of the document's own. A document is then cut into as many such pieces of
+the longest bucket as it fills, then of the next, and so on down; buckets shorter than twice the head are left
+out, as would be rows that are mostly head. Within a document the variants keep their meaning: end to end, one
+token apart, or with the last token of the document never read.
 """
 
 from typing import Literal
@@ -75,6 +81,7 @@ def decompose(
     min_length: int,
     max_length: int,
     seed: int | None = None,
+    heads: np.ndarray | None = None,
 ) -> dict[int, SequenceIndex]:
     """The buckets, shortest first: length -> its rows, of one piece each, in reading order.
 
@@ -82,30 +89,38 @@ def decompose(
     min_length, max_length: powers of two, of the shortest and longest bucket.
     seed: of the lengths that `released` draws for documents beyond max_length, such that all buckets get
         about as many of their tokens; a function of seed and document alone. None takes max_length always.
+    heads: int64 [n] tokens at the beginning of each document that are repeated in front of each of its pieces (0: of none);
+        such documents are cut as if without a seed. A piece that begins after the head has it besides what `starts` says.
     Dropped tokens of all buckets together are in the shortest one's `dropped_tokens`.
     """
     sizes = bucket_lengths(min_length, max_length)
     kinds = [np.min_scalar_type(int(values.max(initial=0))) for values in (documents, lengths)]
     parts = {size: [(np.zeros(0, kinds[0]), np.zeros(0, kinds[1]))] for size in sizes}
+    heads = np.zeros_like(lengths) if heads is None else heads
+    repeated = 0  # tokens of heads in front of pieces but the first
     for first in range(0, len(lengths), BLOCK):
         block = documents[first : first + BLOCK]
-        virtual = lengths[first : first + BLOCK]
+        virtual, behind = lengths[first : first + BLOCK], heads[first : first + BLOCK]
+        plain = np.where(behind > 0, 0, virtual)
         if variant == "exact":
-            pieces = _end_to_end(virtual, sizes)
+            pieces = _end_to_end(plain, sizes)
         elif variant == "overlap":
-            pieces = _end_to_end(np.maximum(virtual - 1, 0), sizes)
+            pieces = _end_to_end(np.maximum(plain - 1, 0), sizes)
         else:
-            pieces = _one_apart(block, virtual, sizes, seed)
+            pieces = _one_apart(block, plain, sizes, seed)
+        if behind.any():
+            pieces = _merged(pieces, _behind_heads(virtual, behind, sizes, variant))
         for size, which, starts in pieces:
             parts[size].append((block[which].astype(kinds[0]), starts.astype(kinds[1])))
+            repeated += int(behind[which[starts > 0]].sum())
 
     columns = {size: [np.concatenate([part[c] for part in parts[size]]) for c in (0, 1)] for size in sizes}
     counts = {size: len(columns[size][0]) for size in sizes}
-    read = sum(size * count for size, count in counts.items())
+    read = sum(size * count for size, count in counts.items()) - repeated
     target_only = {
         "exact": 0,
         "released": sum(counts.values()),
-        "overlap": int(np.count_nonzero(lengths > min_length)),
+        "overlap": sum(int(np.count_nonzero(starts == 0)) for _, starts in columns.values()),
     }[variant]
     dropped = {LEFT_OVER: int(lengths.sum()) - read - target_only, TARGET_ONLY: target_only}
     offsets = np.arange(max(counts.values()) + 1, dtype=np.int64)
@@ -131,6 +146,37 @@ def _end_to_end(lengths: np.ndarray, sizes: list[int]):
     for size in sizes[:-1]:
         which = np.flatnonzero(lengths & size)
         yield size, which, lengths[which] & -(2 * size)
+
+
+def _behind_heads(lengths: np.ndarray, heads: np.ndarray, sizes: list[int], variant: Variant):
+    """Yields as _end_to_end, the longest size first: pieces of the documents with a head, which is in front of each."""
+    with_head = np.flatnonzero(heads)
+    heads, extra = heads[with_head], int(variant == "released")
+    begins = heads.copy()  # of what is left of each document
+    rest = lengths[with_head] - heads - (variant == "overlap")
+    for size in reversed(sizes):
+        taken = size - heads + extra
+        counts = np.where(2 * heads <= size, np.maximum(rest, 0) // np.maximum(taken, 1), 0)
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        starts = np.repeat(begins, counts) + number * np.repeat(taken, counts)
+        first = starts == np.repeat(heads, counts)
+        yield (
+            size,
+            np.repeat(with_head, counts),
+            np.where(first, 0, starts),
+        )  # the first piece begins with the head itself
+        begins += counts * taken
+        rest -= counts * taken
+
+
+def _merged(pieces, others):
+    """The pieces of both, size by size, in the order of the documents."""
+    found = {size: (which, starts) for size, which, starts in pieces}
+    for size, which, starts in others:
+        if size in found:
+            which, starts = np.append(found[size][0], which), np.append(found[size][1], starts)
+        order = np.lexsort((starts, which))
+        yield size, which[order], starts[order]
 
 
 def _one_apart(documents: np.ndarray, lengths: np.ndarray, sizes: list[int], seed: int | None):
