@@ -1,12 +1,12 @@
 """Which rows hold any of many token strings: all windows at once, by a hash that is checked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 _FACTOR = 0x9E3779B97F4A7C15
-_TABLE_BITS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,25 +18,52 @@ class Ngrams:
     def within(self, rows: np.ndarray) -> np.ndarray:
         """bool [R]: whether a row of int [R, L] holds any of the strings in consecutive tokens."""
         found = np.zeros(len(rows), bool)
+        found[[row for row, _ in self._hits(rows)]] = True
+        return found
+
+    def occurring(self, rows: np.ndarray) -> np.ndarray:
+        """bool [K]: whether any row of int [R, L] holds the string in consecutive tokens."""
+        seen = {string for _, string in self._hits(rows)}
+        return np.array([self._bytes(string) in seen for string in self.strings], bool)
+
+    def _hits(self, rows: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        """Rows and the strings in them."""
         length = self.strings.shape[1]
         if not len(self.strings) or rows.shape[1] < length:
-            return found
+            return
         hashes = _window_hashes(rows, length)
-        row, at = np.nonzero(self._table[hashes >> np.uint64(64 - _TABLE_BITS)])
-        for r, i in zip(row.tolist(), at.tolist(), strict=True):
-            found[r] = found[r] or rows[r, i : i + length].astype(np.int32).tobytes() in self._known
-        return found
+        at = np.flatnonzero(self._table[hashes >> self._shift])
+        near = np.searchsorted(self._hashes, hashes.ravel()[at])
+        at = at[self._hashes[np.minimum(near, len(self._hashes) - 1)] == hashes.ravel()[at]]
+        for row, start in zip(*(numbers.tolist() for numbers in np.divmod(at, hashes.shape[1])), strict=True):
+            string = self._bytes(rows[row, start : start + length])
+            if string in self._known:
+                yield row, string
+
+    @staticmethod
+    def _bytes(string: np.ndarray) -> bytes:
+        return string.astype(np.int32).tobytes()
+
+    @cached_property
+    def _known(self) -> frozenset[bytes]:
+        return frozenset(map(self._bytes, self.strings))
+
+    @cached_property
+    def _hashes(self) -> np.ndarray:
+        """uint64, ascending."""
+        return np.sort(_window_hashes(self.strings, self.strings.shape[1])[:, 0])
+
+    @property
+    def _shift(self) -> np.uint64:
+        """What leaves of a hash as many first bits as the table needs for few false alarms."""
+        return np.uint64(64 - min(max(16, len(self.strings).bit_length() + 8), 28))
 
     @cached_property
     def _table(self) -> np.ndarray:
         """Whether any of the strings has a hash that begins with these bits."""
-        table = np.zeros(1 << _TABLE_BITS, bool)
-        table[_window_hashes(self.strings, self.strings.shape[1])[:, 0] >> np.uint64(64 - _TABLE_BITS)] = True
+        table = np.zeros(1 << (64 - int(self._shift)), bool)
+        table[self._hashes >> self._shift] = True
         return table
-
-    @cached_property
-    def _known(self) -> frozenset[bytes]:
-        return frozenset(string.tobytes() for string in np.ascontiguousarray(self.strings, np.int32))
 
 
 def _window_hashes(rows: np.ndarray, length: int) -> np.ndarray:

@@ -12,6 +12,8 @@ def test_rows_that_hold_a_string_are_found_and_no_others(length, count, row_leng
     windows = [{tuple(row[i : i + length]) for i in range(row_length - length + 1)} for row in rows.tolist()]
     wanted = [bool(found & set(map(tuple, strings.tolist()))) for found in windows]
     assert Ngrams(strings.astype(np.int32)).within(rows).tolist() == wanted
+    there = [tuple(string) in set.union(*windows) for string in strings.tolist()]
+    assert Ngrams(strings.astype(np.int32)).occurring(rows).tolist() == there
 
 
 def test_a_string_is_found_at_either_end_of_a_row_but_not_across_two():

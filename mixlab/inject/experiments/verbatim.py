@@ -51,7 +51,8 @@ class Verbatim:
         return [
             Group(
                 Items.of(
-                    _free_rows(material, strings, len(places), length), [f"{length}:{i}" for i in range(len(places))]
+                    list(_free_rows(material, strings, len(places), length)),
+                    [f"{length}:{i}" for i in range(len(places))],
                 ),
                 Where(unit="row", positions=tuple(places)),
             )
