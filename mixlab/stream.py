@@ -1,19 +1,23 @@
 """stream[step] -> Batch: what the model reads at a step, as a pure function of the configuration and the step.
 
-The only place where corpus, sequences and schedule meet. Nothing here iterates or remembers: any step of any length of run
-is read directly, any slice of its rows by itself, by any number of hosts.
+The only place where corpus, sequences, schedule and experiments meet. Nothing here iterates or remembers: any step of any
+length of run is read directly, any slice of its rows by itself, by any number of hosts.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mixlab.batch import SPAN, Batch, Kind, render
+from mixlab.batch import SPAN, Batch, Kind, Layout, finish, lay_out, render
+from mixlab.inject.grid import Grid
+from mixlab.inject.ledger import Placements
+from mixlab.inject.overlay import insertions_in, overlay
 from mixlab.schedule.fixed import FixedCut, FixedRows
 from mixlab.schedule.source import Cursor, SourceRows
 from mixlab.schedule.stages import Stage
@@ -71,7 +75,11 @@ class Stream:
     document that no earlier stage has touched; a stage with a seed reads what is left in an order of its own. Where a
     source is cut into rows once for all epochs, only the former can be (`rereading_problems`). Sources are numbered in
     alphabetical order.
+
+    insertions: what experiments put over that (None: nothing); see `with_insertions`.   grid: the rows it may go to.
     """
+
+    insertions: Placements | None = None
 
     def __init__(
         self,
@@ -95,6 +103,13 @@ class Stream:
                 read = read | {length: lane[name].first + served[length][name] for length, lane in lanes.items()}
                 latest[name] = _Latest(stage.format.cut(stage.sequence_length), rows, read)
             self.lanes.append(lanes)
+        self.grid = Grid.of(stages)
+
+    def with_insertions(self, insertions: Placements) -> "Stream":
+        """The same stream with insertions, instead of those it may have. It differs in their places alone."""
+        other = copy.copy(self)
+        other.insertions = insertions if len(insertions) else None
+        return other
 
     @property
     def readings(self) -> list[dict[str, Reading]]:
@@ -119,13 +134,22 @@ class Stream:
         raise IndexError(f"step {step} is outside the run (0 to {len(self) - 1})")
 
     def shape(self, step: int) -> BatchShape:
-        """Of the global batch of a step."""
+        """Of the global batch of a step. Rows of one document are masked in steps that have isolated insertions."""
         stage = self.stage(step)
-        return BatchShape(*stage.shape(step), _masked(stage))
+        inserted = stage.format.mask_documents and self.insertions is not None and self.insertions.isolates(step)
+        return BatchShape(*stage.shape(step), _masked(stage) or inserted)
 
     def shapes(self) -> list[BatchShape]:
         """Every shape that a step of the run has, once."""
-        return list(dict.fromkeys(BatchShape(*s, _masked(stage)) for stage in self.stages for s in stage.shapes()))
+        found = []
+        for stage in self.stages:
+            for rows, length in stage.shapes():
+                if _masked(stage) or self.insertions is None or not stage.format.mask_documents:
+                    found.append(BatchShape(rows, length, _masked(stage)))
+                else:
+                    steps = (stage.step_of(length, number) for number in range(stage.batches(length)))
+                    found += [BatchShape(rows, length, m) for m in sorted({self.insertions.isolates(s) for s in steps})]
+        return list(dict.fromkeys(found))
 
     def __getitem__(self, step: int) -> Batch:
         """The whole global batch of a step."""
@@ -145,9 +169,12 @@ class Stream:
             here = np.flatnonzero(sources == source)
             rows = readings[name].rows
             pieces = rows.pieces(readings[name].first + ks[here])
-            batch = render(pieces, rows.documents, stage.format, len(here), length, self.names.index(name), self.pad_id)
-            parts.append((here, batch))
-        return parts[0][1] if len(parts) == 1 else _interleave(parts, count)
+            source = self.names.index(name)
+            parts.append((here, lay_out(pieces, rows.documents, stage.format, len(here), length, source, self.pad_id)))
+        layout = parts[0][1] if len(parts) == 1 else _interleave(parts, count)
+        if self.insertions is not None:
+            layout = overlay(layout, insertions_in(self.insertions, step, first, count))
+        return finish(layout, stage.format)
 
     def find(self, source: str, document: int) -> list[Place]:
         """Every place where a document of a source is read during the run, in order; nothing is scanned but its index."""
@@ -156,12 +183,18 @@ class Stream:
             for length, lane in lanes.items():
                 if source in lane:
                     places += _places(stage, length, source, document, lane[source])
+        if self.insertions is not None:
+            places = [left for place in places for left in _left_of(place, self.insertions)]
         return sorted(places, key=lambda place: (place.step, place.row, place.offset))
 
     def identity(self) -> list[dict]:
         """For each stage, everything that decides what it reads; but for how long it lasts, unless its rows are of several
         lengths: how many it reads of each depends on that. JSON types."""
-        return [_identity(stage, lanes) for stage, lanes in zip(self.stages, self.lanes, strict=True)]
+        found = [_identity(stage, lanes) for stage, lanes in zip(self.stages, self.lanes, strict=True)]
+        if self.insertions is not None:
+            for stage, inserted in zip(found, self.insertions.fingerprints, strict=True):
+                stage |= {"insertions": inserted} if inserted else {}
+        return found
 
     def fingerprint(self) -> str:
         """A hash of everything that decides what is read, other than the length of the last stage."""
@@ -252,16 +285,36 @@ def _identity(stage: Stage, lanes: dict[int, dict[str, Reading]]) -> dict:
     }
 
 
-def _interleave(parts: list[tuple[np.ndarray, Batch]], count: int) -> Batch:
-    """The batches of several sources as one; each comes with the rows (int64) that its rows become."""
-    length = parts[0][1].tokens.shape[1]
-    arrays = {name: np.empty((count, length), a.dtype) for name, a in parts[0][1].arrays().items()}
+def _interleave(parts: list[tuple[np.ndarray, Layout]], count: int) -> Layout:
+    """The rows of several sources as one; each part comes with the rows (int64) that its rows become."""
+    whole = {}
+    for name in ("tokens", "numbers", "positions"):
+        first = getattr(parts[0][1], name)
+        whole[name] = np.empty((count, first.shape[1]), first.dtype)
+        for here, part in parts:
+            whole[name][here] = getattr(part, name)
+    trainable = None
+    if any(part.trainable is not None for _, part in parts):
+        trainable = np.ones(whole["tokens"].shape, bool)
+        for here, part in parts:
+            trainable[here] = True if part.trainable is None else part.trainable
     spans = []
-    for here, batch in parts:
-        for name, array in batch.arrays().items():
-            arrays[name][here] = array
-        moved = batch.spans.copy()
-        moved["row"] = here[batch.spans["row"]]
+    for here, part in parts:
+        moved = part.spans.copy()
+        moved["row"] = here[part.spans["row"]]
         spans.append(moved)
-    whole = np.concatenate(spans)
-    return Batch(**arrays, spans=whole[np.argsort(whole["row"], kind="stable")])
+    joined = np.concatenate(spans)
+    return Layout(**whole, spans=joined[np.argsort(joined["row"], kind="stable")], trainable=trainable)
+
+
+def _left_of(place: Place, insertions: Placements) -> list[Place]:
+    """What insertions leave of a place."""
+    found, begin, end = [], place.offset, place.offset + place.length
+    for number in insertions.of_rows(place.step, place.row, 1):
+        at, length = int(insertions.places[2][number]), int(insertions.length[number])
+        if begin < min(at, end):
+            found.append((begin, min(at, end)))
+        begin = max(begin, at + length)
+    if begin < end:
+        found.append((begin, end))
+    return [replace(place, offset=b, length=e - b, start=place.start + b - place.offset) for b, e in found]

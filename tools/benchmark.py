@@ -158,14 +158,35 @@ def data(tokens: int) -> dict:
             stream = Stream(stages, lambda *_, d=documents: d)
             stream[0]
             result[f"{named}: index, CPU-seconds"] = time.process_time() - began
-            began, began_wall, read = time.process_time(), time.perf_counter(), 0
-            step = 1
-            while read < tokens:
-                read += stream[step].tokens.size
-                step += 1
-            result[f"{named}: tokens per CPU-second"] = read / (time.process_time() - began)
-            result[f"{named}: tokens per second"] = read / (time.perf_counter() - began_wall)
+            steps = -(-tokens // (rows * length))
+            cpu, wall = _reading(stream, steps)
+            result[f"{named}: tokens per CPU-second"] = steps * rows * length / cpu
+            result[f"{named}: tokens per second"] = steps * rows * length / wall
+            treated = stream.with_insertions(_insertions(stream, steps, letters.eos_id))
+            batches = [(_reading(s, 1, step)[0] for s in (stream, treated)) for step in range(1, steps)]
+            plain, with_them = np.array([tuple(pair) for pair in batches]).T
+            result[f"{named}: more CPU time with insertions over 1.8 % of the tokens"] = (
+                float(np.median(with_them) / np.median(plain)) - 1
+            )
     return result
+
+
+def _reading(stream, steps: int, first: int = 1) -> tuple[float, float]:
+    """Seconds of CPU and of wall time to read some steps."""
+    began, began_wall = time.process_time(), time.perf_counter()
+    for step in range(first, first + steps):
+        stream[step]
+    return time.process_time() - began, time.perf_counter() - began_wall
+
+
+def _insertions(stream, steps: int, eos_id: int):
+    """Items of 200 to 400 tokens over 1.8 % of the first steps."""
+    from mixlab.inject.items import Group, Items, Where
+    from mixlab.inject.placement import place
+
+    count = int(0.018 * steps * stream.stages[0].tokens_per_step / 302)
+    items = Items.of([np.full(200 + i % 201, 7) for i in range(count)])
+    return place({"texts": [Group(items, Where(end_step=steps + 1))]}, stream.grid, 0, eos_id)
 
 
 def _machine() -> str:

@@ -122,6 +122,10 @@ class Placements:
             found[own] = content.isolated()[self.item[own]]
         return found
 
+    def isolates(self, step: int) -> bool:
+        """Whether a step has an insertion that is a document of its own."""
+        return bool(self.isolated[self.first_of_step[step] : self.first_of_step[step + 1]].any())
+
     def of_rows(self, step: int, first: int, count: int) -> np.ndarray:
         """int64: numbers of the insertions in rows `first` up to `first + count` of a step, by row and offset."""
         here = slice(self.first_of_step[step], self.first_of_step[step + 1])
@@ -200,9 +204,12 @@ class Placements:
             }
         return found
 
-    def fingerprints(self, first_step: int, end_step: int) -> dict[str, str]:
-        """Experiment -> hash of all that it puts into the steps [first_step, end_step): what, where, and how; without those
-        that put nothing there."""
+    @cached_property
+    def fingerprints(self) -> tuple[dict[str, str], ...]:
+        """Of each stage: experiment -> hash of all that it puts there, what and where; without those that put nothing."""
+        return tuple(self._fingerprints(first, first + steps) for _, first, steps in self.grid.stages)
+
+    def _fingerprints(self, first_step: int, end_step: int) -> dict[str, str]:
         here = slice(self.first_of_step[first_step], self.first_of_step[end_step])
         found = {}
         for number in np.unique(self.experiment[here]).tolist():
