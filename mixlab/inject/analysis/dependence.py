@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
-BASELINE, ALL = "baseline", "ALL"
+BASELINE, ALL = "(baseline)", "(all)"  # no names of experiments
 RESAMPLES = 9999
 _CHUNK = 2**22  # resampled items held at a time
 
