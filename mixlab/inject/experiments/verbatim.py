@@ -2,13 +2,14 @@
 complete texts that a run like it has memorised, when every row that holds them is taken out?"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from mixlab.batch import Batch, Kind
 from mixlab.errors import UserError
 from mixlab.inject.analysis.memorisation import extracted
 from mixlab.inject.checks import at_least
@@ -110,6 +111,26 @@ def completes(model: Model, strings: np.ndarray, prefix_tokens: int) -> np.ndarr
     """bool [N]: of int [N, n], whether the model greedily completes the first `prefix_tokens` by the others."""
     targets = strings[:, prefix_tokens:]
     return extracted(model.greedy(list(strings[:, :prefix_tokens]), targets.shape[1]), targets)
+
+
+def memorised(model: Model, batches: Iterable[Batch], count: int, prefix_tokens: int, target_tokens: int) -> np.ndarray:
+    """int32 [up to count, prefix + target]: beginnings of documents in the batches that the model completes; each once, in the
+    order of the batches, which are read until there are enough."""
+    length = prefix_tokens + target_tokens
+    seen: set[bytes] = set()
+    found = np.zeros((0, length), np.int32)
+    for batch in batches:
+        spans = batch.spans[(batch.spans["kind"] == Kind.TEXT) & (batch.spans["start"] == 0)]
+        spans = spans[spans["length"] >= length]
+        rows = batch.tokens[spans["row"][:, None], spans["offset"][:, None] + np.arange(length)]
+        rows = rows[[row.tobytes() not in seen for row in rows]]
+        if len(rows):
+            rows = np.unique(rows, axis=0)
+            seen |= {row.tobytes() for row in rows}
+            found = np.concatenate([found, rows[completes(model, rows, prefix_tokens)]])
+        if len(found) >= count:
+            break
+    return found[:count]
 
 
 def write_strings(path: str | Path, strings: np.ndarray, prefix_tokens: int, tokenizer_hash: str) -> None:

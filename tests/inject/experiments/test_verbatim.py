@@ -1,10 +1,17 @@
+import json
+
 import numpy as np
 import pytest
 
+from mixlab import errors
+from mixlab.batch import render
 from mixlab.errors import UserError
-from mixlab.inject.experiments.verbatim import Verbatim, completes, write_strings
+from mixlab.inject.experiments.verbatim import Verbatim, completes, memorised, write_strings
 from mixlab.inject.items import Group, Items
 from mixlab.inject.ngrams import Ngrams
+from mixlab.sequences.documents import Documents
+from mixlab.sequences.format import FormatConfig
+from mixlab.sequences.index import Pieces
 from tests.inject.fakes import BYTES, Memory, inserted, material
 
 STEPS, ROWS, LENGTH = 6, 4, 40
@@ -85,3 +92,31 @@ def test_a_wrong_file_is_told(run, tmp_path):
     with pytest.raises(UserError, match="another tokenizer"):
         Verbatim(strings=str(tmp_path / "other.json")).probes(the_material(run[0]))
     assert "strings" in Verbatim().problems("experiments.x")[0]
+
+
+def test_what_a_model_completes_is_found_among_the_beginnings_of_documents(memory_store):
+    documents = Documents(memory_store([30, 9, 30, 30]), np.arange(4), (), (0,))
+    pieces = Pieces(np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]), np.array([0, 0, 4, 0]), np.array([30, 10, 10, 30]))
+    batch = render(pieces, documents, FormatConfig(), 2, 40)
+    texts = [documents.store.texts[d] for d in range(4)]
+    wanted = np.array([texts[0][:10], texts[3][:10]])
+    model = Memory(texts, vocab_size=10_000)  # knows all; but 1 is too short and 2 begins elsewhere
+    assert memorised(model, [batch, batch], 5, 4, 6).tolist() == wanted.tolist()
+    assert len(memorised(model, [batch], 1, 4, 6)) == 1
+    assert memorised(Memory(texts[3:], vocab_size=10_000), [batch], 5, 4, 6).tolist() == wanted[1:].tolist()
+
+
+def test_the_command_selects_from_a_run(trunk, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MIXLAB_CACHE", str(trunk.parent / "cache"))
+    monkeypatch.syspath_prepend("tools")
+    import select_verbatim
+
+    output = tmp_path / "strings.json"
+    arguments = [f"--workdir={trunk}", f"--output={output}", "--prefix-tokens=4", "--target-tokens=1", "--count=3"]
+    code = errors.run(select_verbatim.main, arguments)
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    values = json.loads(output.read_text())
+    assert 1 <= len(values["strings"]) <= 3 and {len(s) for s in values["strings"]} == {5}
+    assert "texts, completed by step 20" in told.out
+    assert errors.run(select_verbatim.main, arguments) == errors.EXIT_USER_ERROR  # nothing is overwritten
