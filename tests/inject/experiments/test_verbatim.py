@@ -108,8 +108,7 @@ def test_what_a_model_completes_is_found_among_the_beginnings_of_documents(memor
 
 def test_the_command_selects_from_a_run(trunk, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MIXLAB_CACHE", str(trunk.parent / "cache"))
-    monkeypatch.syspath_prepend("tools")
-    import select_verbatim
+    from tools import select_verbatim
 
     output = tmp_path / "strings.json"
     arguments = [f"--workdir={trunk}", f"--output={output}", "--prefix-tokens=4", "--target-tokens=1", "--count=3"]
