@@ -19,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from ml_collections import ConfigDict
 
 from mixlab.errors import UserError
+from mixlab.inject.experiments import Experiment
 from mixlab.model.config import ModelConfig, config_problems
 from mixlab.parallel.mesh import MeshConfig
 from mixlab.schedule.stages import StageConfig, rereading_problems
@@ -150,6 +151,8 @@ class Config:
     seed: everything random derives from it.
     total_tokens: of the run, for stages whose length is a fraction of it.
     tokenizer: "bytes", "bpe:<size>" (trained on the embedded corpus), or a tokenizer.json; None: the stores' own.
+    experiments: name -> an experiment inside the run, told apart by its `kind`; all are probed.
+    experiments_enabled: those that insert something; None: all; (): none, the control run, which reads the same otherwise.
     """
 
     model: ModelConfig
@@ -159,6 +162,8 @@ class Config:
     tokenizer: str | None = None
     sources: dict[str, SourceConfig] = field(default_factory=lambda: {"text": SourceConfig()})
     stages: tuple[StageConfig, ...] = (StageConfig(steps=1000),)
+    experiments: dict[str, Experiment] = field(default_factory=dict)
+    experiments_enabled: tuple[str, ...] | None = None
     start: StartConfig = StartConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -172,6 +177,11 @@ class Config:
     @property
     def total_steps(self) -> int:
         return sum(stage.length_steps(self.total_tokens) for stage in self.stages)
+
+    @property
+    def enabled_experiments(self) -> tuple[str, ...]:
+        """Sorted: the order has no influence."""
+        return tuple(sorted(self.experiments if self.experiments_enabled is None else self.experiments_enabled))
 
     @property
     def learning_rates(self) -> tuple[tuple[int, Stretch], ...]:
@@ -227,6 +237,7 @@ def check(config: Config) -> list[str]:
         found.append("stages: a run has at least one")
     names = [stage.name for stage in config.stages]
     found += [f"stages.{i}.name = {n!r}: an earlier stage has it" for i, n in enumerate(names) if n in names[:i]]
+    found += _experiment_problems(config)
     found += _schedule_problems(config) + rereading_problems(config.stages)
     for i, stage in enumerate(config.stages):
         where = f"stages.{i}"
@@ -264,6 +275,22 @@ def check(config: Config) -> list[str]:
         found += source.problems(f"sources.{name}")
     if "embedded" in {source.store for source in config.sources.values()} and config.tokenizer is None:
         found.append("tokenizer = None: the embedded corpus needs one; use 'bytes', 'bpe:4096' or a tokenizer.json")
+    return found
+
+
+def _experiment_problems(config: Config) -> list[str]:
+    found = []
+    for name, experiment in config.experiments.items():
+        if not re.fullmatch(r"[\w.-]+", name):
+            found.append(f"experiments.{name}: a name has letters, digits, '.', '_' and '-' only; rename it")
+        if alike := [other for other in config.experiments if other.lower() == name.lower() and other < name]:
+            found.append(f"experiments.{name}: differs from {alike[0]} by case alone; rename one of them")
+        found += experiment.problems(f"experiments.{name}")
+    for name in config.experiments_enabled or ():
+        if name not in config.experiments:
+            near = difflib.get_close_matches(name, config.experiments, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(config.experiments) or 'none'}"
+            found.append(f"experiments_enabled names {name!r}, which is not among the experiments; {hint}")
     return found
 
 
@@ -382,6 +409,8 @@ def _build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
             return None
         options = [a for a in args if a is not type(None)]
         groups = [a for a in options if dataclasses.is_dataclass(a)]
+        if len(groups) > 1 and isinstance(value, dict):
+            return _build_kind(groups, value, key, problems)
         return _build(groups[0] if groups and isinstance(value, dict) else options[0], value, key, problems)
     if origin is dict and isinstance(value, dict):
         return {name: _build(args[1], entry, f"{key}.{name}", problems) for name, entry in value.items()}
@@ -397,6 +426,19 @@ def _build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
         expected = {dict: "names with values", tuple: "a list"}.get(origin) or kind.__name__
         problems.append(f"{key} = {value!r}: must be of type {expected}")
     return value
+
+
+def _build_kind(groups: list[Any], value: dict, key: str, problems: list[str]) -> Any:
+    """One of several dataclasses, by the `kind` that the value names."""
+    kinds = {get_args(get_type_hints(group)["kind"])[0]: group for group in groups}
+    if value.get("kind") in kinds:
+        return _build_dataclass(kinds[value["kind"]], value, key, problems)
+    near = difflib.get_close_matches(str(value.get("kind")), kinds, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, kinds))}"
+    problems.append(
+        f"{key}.kind = {value['kind']!r}; {hint}" if "kind" in value else f"{key}.kind: must be set; {hint}"
+    )
+    return None
 
 
 def _build_dataclass(kind: Any, value: Any, key: str, problems: list[str]) -> Any:

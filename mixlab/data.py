@@ -1,7 +1,7 @@
 """From a configuration to what is read: stores, tokenizer, the stream, and the documents held out from it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
 from mixlab.sequences.metadata import Metadata, MetadataConfig, make_metadata
 from mixlab.stream import Stream
+from mixlab.treatment import Experiments, open_experiments, treat
 
 VERIFIED_BYTES = 2**30  # of tokens: about a second's reading
 
@@ -28,12 +29,14 @@ Chosen = dict[str, dict[str, np.ndarray]]  # source -> split -> ids of the docum
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads. `held_out`: evaluation set -> (store, its validation documents, int64 ascending)."""
+    """What a run reads. `held_out`: evaluation set -> (store, its validation documents, int64 ascending).
+    `experiments`: all that are configured, by name; the stream has the insertions of those that are enabled."""
 
     stores: dict[str, TokenStore]
     tokenizer: Tokenizer
     stream: Stream
     held_out: dict[str, tuple[TokenStore, np.ndarray]]
+    experiments: Experiments = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def open_data(config: Config, verify: bool = False) -> Data:
     )
     stream = Stream(stages, documents, config.seed, _indices(), tokenizer.pad_id or 0)
     held_out = _held_out(stores, {name: splits["validation"] for name, splits in chosen.items()})
-    return Data(stores, tokenizer, stream, held_out)
+    experiments = open_experiments(config, stream, documents, tokenizer)
+    return Data(stores, tokenizer, treat(config, stream, experiments, tokenizer), held_out, experiments)
 
 
 def _documents(

@@ -22,7 +22,7 @@ class Items:
     ids: tuple[str, ...]
 
     @classmethod
-    def of(cls, sequences: Sequence[np.ndarray | list[int]], ids: Sequence[str] | None = None) -> "Items":
+    def of(cls, sequences: Sequence[np.ndarray | list[int]] | np.ndarray, ids: Sequence[str] | None = None) -> "Items":
         """From token arrays; ids: their names, by default their numbers "0", "1", …"""
         arrays = [np.asarray(sequence, np.int32) for sequence in sequences]
         offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int64)

@@ -3,10 +3,12 @@
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import parquet
 
 from mixlab.inject.grid import Grid
 from mixlab.inject.items import Group
@@ -228,6 +230,13 @@ class Placements:
         keep = ~np.isin(self.experiment, [i for i, name in enumerate(self.names) if name in names])
         columns = ("experiment", "item", "copy", "length", "position")
         return replace(self, **{column: getattr(self, column)[keep] for column in columns})
+
+
+def write_ledger(placements: Placements, path: Path) -> None:
+    """Writes the ledger as a Parquet file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    parquet.write_table(placements.table(), partial, compression="zstd")
+    partial.replace(path)
 
 
 def _names(numbers: np.ndarray, names) -> pa.DictionaryArray:

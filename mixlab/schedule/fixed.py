@@ -113,6 +113,10 @@ class FixedRows:
         ks = np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
         return ks[ks < rows]
 
+    def touched(self, rows: int) -> np.ndarray:
+        """int64 [n]: documents of which rows 0 … rows - 1 hold a piece, each as often."""
+        return self.pieces(np.arange(min(rows, len(self.index)))).documents
+
     def identity(self) -> dict:
         """What decides the rows and their order."""
         return self.cut.identity() | {"row_length": self.row_length, "order": self.order}

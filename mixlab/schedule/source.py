@@ -130,6 +130,13 @@ class SourceRows:
         position += self._first_position(epoch)
         return Cursor(epoch, position) if position < len(self.documents.ids) else Cursor(epoch + 1, 0)
 
+    def touched(self, rows: int) -> np.ndarray:
+        """int64 [n]: documents that rows 0 … rows - 1 may have touched, as `cursor_after` has it."""
+        cursor = self.cursor_after(rows)
+        if cursor.epoch > self.start.epoch:
+            return self.documents.ids
+        return self.documents.ids[self._order(cursor.epoch)[: cursor.position - self.start.position]]
+
     def epochs_read(self, rows: int) -> float:
         """How many passes over the source's text `rows` rows are."""
         if self._by_document:

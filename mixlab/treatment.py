@@ -1,0 +1,88 @@
+"""A run's experiments: from the configuration to what is inserted into its stream, and what they are made from."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mixlab.config import Config
+from mixlab.corpus.tokenizer import Tokenizer
+from mixlab.errors import UserError
+from mixlab.inject.experiments import Experiment
+from mixlab.inject.items import Group, Material
+from mixlab.inject.placement import place
+from mixlab.sequences.documents import Documents
+from mixlab.sequences.format import FormatConfig
+from mixlab.stream import Stream
+from mixlab.unread import Unread
+
+LARGE_SHARE = 0.05  # of the run's tokens: above it a plan warns that experiments may no longer leave the run as it was
+LARGEST_SHARE = 0.5
+
+Experiments = dict[str, tuple[Experiment, Material]]
+
+
+def open_experiments(
+    config: Config, stream: Stream, documents: Callable[[str, FormatConfig], Documents], tokenizer: Tokenizer
+) -> Experiments:
+    """Every configured experiment, enabled or not, by name, with what it is made from.   stream: without experiments."""
+    unread = Unread(stream, documents, config.seed)
+    return {
+        name: (experiment, _material(name, config.seed, stream, tokenizer, unread))
+        for name, experiment in sorted(config.experiments.items())
+    }
+
+
+def treat(config: Config, stream: Stream, experiments: Experiments, tokenizer: Tokenizer) -> Stream:
+    """The stream with the insertions of the experiments that are enabled.
+
+    Raises UserError, all problems at once: missing files, items that fit nowhere, windows outside the run, too much."""
+    groups: dict[str, list[Group]] = {}
+    problems: list[str] = []
+    for name, (experiment, material) in experiments.items():
+        try:  # of those not enabled too: what they draw of unread text must not depend on it
+            groups[name] = experiment.groups(material)
+        except UserError as error:
+            problems.append(str(error))
+    enabled = {name: found for name, found in groups.items() if name in config.enabled_experiments}
+    for name, (experiment, material) in experiments.items():
+        if name in enabled and hasattr(experiment, "objections"):
+            others = {other: found for other, found in enabled.items() if other != name}
+            problems += experiment.objections(material, others)
+    asked = sum(_tokens(group) for found in enabled.values() for group in found)
+    if asked > LARGEST_SHARE * stream.grid.tokens:
+        largest = max(enabled, key=lambda name: sum(map(_tokens, enabled[name])))
+        problems.append(
+            f"experiments insert {asked:,} tokens, {asked / stream.grid.tokens:.0%} of the run's {stream.grid.tokens:,}; the most "
+            f"allowed is {LARGEST_SHARE:.0%}. Insert less (most is of {largest}), or train longer"
+        )
+    if problems:
+        raise UserError("the experiments cannot be run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return stream.with_insertions(place(enabled, stream.grid, config.seed, tokenizer.eos_id, config.model.vocab_size))
+
+
+def _tokens(group: Group) -> int:
+    return int(len(group.items.tokens) * group.where.copies)
+
+
+def _material(name: str, seed: int, stream: Stream, tokenizer: Tokenizer, unread: Unread) -> Material:
+    def read(step: int) -> np.ndarray:
+        batch = stream[step]
+        return np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1)
+
+    def shape(step: int) -> tuple[int, int]:
+        return int(stream.grid.rows[step]), int(stream.grid.lengths[step])
+
+    return Material(
+        name=name,
+        seed=seed,
+        tokenizer=tokenizer,
+        row_length=int(stream.grid.lengths.max()),
+        eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.bos_id,
+        steps=len(stream),
+        rows_per_step=int(stream.grid.rows[0]),
+        tokens=stream.grid.tokens,
+        shape=shape,
+        read=read,
+        unseen=lambda count, length, purpose: unread.rows(name, count, length, purpose),
+    )
