@@ -118,6 +118,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
 def _run(config, data, layout, state, executables, evaluation, checkpoints, stop, recorder, history) -> State:
     """Steps from the state's step to the end, or until asked to stop; the state returned is saved."""
     stream, total, first = data.stream, config.total_steps, int(state["step"])
+    recorder.resume_clock()
     for step, local in loader.batches(stream, first, config.loader, jax.process_index(), jax.process_count()):
         stage, shape = stream.stage(step), stream.shape(step)
         batch = global_batch(layout.mesh, local, shape.rows)
@@ -128,6 +129,7 @@ def _run(config, data, layout, state, executables, evaluation, checkpoints, stop
         scoring = done == total or _due(done, config.evaluation.every_steps)
         saving = done == total or stopping or _due(done, config.checkpoint.every_steps)
         if scoring or saving:
+            recorder.stop_clock()
             scores = evaluation.scores(state["params"]) if scoring else {}
             recorder.flush(scores)  # on disk before the checkpoint, so that a resumed run lacks no record
             if saving:
@@ -148,6 +150,7 @@ class _Recorder:
         self._waiting: tuple | None = None
         self._skipped_in_a_row = 0
         self._last = time.perf_counter()
+        self._ended: float | None = None  # when the waiting step did, if that is known
 
     def begin(self, scores: dict[str, float]) -> None:
         """The record of the step the run begins at (0, or a branch's): held-out scores before any training."""
@@ -165,9 +168,9 @@ class _Recorder:
         if self._waiting is None:
             return
         step, stage, metrics = self._waiting
-        self._waiting = None
         values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-        now = time.perf_counter()
+        now = time.perf_counter() if self._ended is None else self._ended
+        self._waiting = self._ended = None
         seconds, self._last = now - self._last, now
         speed = stage.tokens_per_step / seconds
         length = stage.shape(step - 1)[1]
@@ -187,8 +190,14 @@ class _Recorder:
         self._tell(step, scores)
         self._react(step, values)
 
+    def stop_clock(self) -> None:
+        """Before work between two steps that is not a step's own (evaluation, saving): the waiting step ends here."""
+        if self._waiting is not None:
+            jax.block_until_ready(self._waiting[2])
+            self._ended = time.perf_counter()
+
     def resume_clock(self) -> None:
-        """After work between two steps that is not a step's own (evaluation, saving)."""
+        """After such work."""
         self._last = time.perf_counter()
 
     def _tell(self, step: int, scores: dict[str, float]) -> None:

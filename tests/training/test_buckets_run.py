@@ -123,6 +123,26 @@ def test_metrics_tell_the_buckets_apart(place, whole):
         assert 0 < kept < source["tokens_per_epoch"] and "predicted but not read" in source["dropped"]
 
 
+def test_evaluation_is_no_part_of_a_step_s_time(place, whole):
+    clock = SimpleNamespace(now=0.0)
+
+    def read_clock():
+        clock.now += 1.0
+        return clock.now
+
+    def scores(self, params):
+        clock.now += 1000.0
+        return {"eval/macro/bits_per_byte": 1.0, "eval/macro/bits_per_byte_se": 0.0}
+
+    clock.perf_counter = clock.monotonic = read_clock
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "time", clock)
+        patch.setattr(loop.Evaluation, "scores", scores)
+        lines = run(place, "clocked", "--config.evaluation.every_steps=4", "--config.checkpoint.every_steps=100")
+    assert clock.now > 4000 and sum("eval/macro/bits_per_byte" in line for line in lines) == 4
+    assert all(0 < line["perf/step_seconds"] < 10 for line in lines if line["step"])
+
+
 def test_the_report_tells_the_buckets_apart(place, whole):
     rows = by_length.buckets(read_run(place / "whole"))
     assert [row["length"] for row in rows] == ["8", "16", "32"]
