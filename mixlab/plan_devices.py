@@ -1,0 +1,290 @@
+"""Which devices a run fits on, and how long it takes there: memory by arithmetic, time from a stated utilisation.
+
+Parameters and moments are exact: they are the shapes that training itself would make, split over a mesh of that many devices
+that need not exist. Activations are estimates, made to agree with the XLA compiler's own account of the train step
+(`compiled.memory_analysis()` on CPU, float32): between 0 and 25 % above it for every policy and mesh tried.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AbstractMesh
+
+from mixlab.config import Config
+from mixlab.errors import UserError
+from mixlab.model.config import ModelConfig
+from mixlab.model.size import flops_per_token, parameter_count
+from mixlab.parallel.mesh import AXES, MeshConfig
+from mixlab.report.text import duration
+from mixlab.schedule.stages import Stage
+from mixlab.training.metrics import PEAK_FLOPS
+from mixlab.training.optimizer import OptimizerConfig, make_optimizer
+from mixlab.training.state import plan_state
+
+GIB = 2**30
+# Name -> (name in PEAK_FLOPS, bytes of memory, cores that the cloud's names of slices count for one device of JAX).
+KINDS = {
+    "a100": ("A100", 80 * GIB, 1),
+    "a100-40gb": ("A100", 40 * GIB, 1),
+    "b200": ("B200", 180 * GIB, 1),
+    "gh200": ("GH200", 96 * GIB, 1),
+    "h100": ("H100", 80 * GIB, 1),
+    "h200": ("H200", 141 * GIB, 1),
+    "l4": ("L4", 24 * GIB, 1),
+    "l40s": ("L40S", 48 * GIB, 1),
+    "v4": ("TPU v4", 32 * GIB, 2),
+    "v5e": ("TPU v5e", 16 * GIB, 1),
+    "v5p": ("TPU v5p", 95 * GIB, 2),
+    "v6e": ("TPU v6e", 32 * GIB, 1),
+}
+REMAT = ("none", "dots", "full")
+GPU_FRACTION = 0.75  # of a GPU's memory, JAX's default; XLA_PYTHON_CLIENT_MEM_FRACTION changes it
+TPU_FRACTION = 0.95  # the rest is the runtime's and the compiled program's
+
+
+@dataclass(frozen=True)
+class Devices:
+    """count: devices as JAX counts them.   memory_bytes, usable_bytes, peak_flops: of one."""
+
+    name: str
+    count: int
+    memory_bytes: int
+    usable_bytes: int
+    peak_flops: float
+
+
+def parse_devices(text: str) -> Devices:
+    """ "h100", "h100x64", or a slice of TPUs by its name in the cloud: "v5e-16", "v5p-512" (256 chips: v4 and v5p count two
+    cores a chip). UserError for anything else."""
+    pattern = "|".join(sorted(map(re.escape, KINDS), key=len, reverse=True))
+    found = re.fullmatch(rf"({pattern})(?:(x|-)(\d+))?", text.lower())
+    kind, sign, number = found.groups() if found else ("", None, None)
+    tpu = kind.startswith("v")
+    if not found or (sign and sign != ("-" if tpu else "x")):
+        raise UserError(
+            f"--devices={text}: not known; write KINDxN for GPUs, as in h100x64, or a TPU slice's name, as in v5p-512; "
+            f"the kinds are {', '.join(KINDS)}"
+        )
+    peak_name, memory, cores = KINDS[kind]
+    count, rest = divmod(int(number) if number else cores, cores)
+    if count < 1 or rest:
+        raise UserError(f"--devices={text}: the number counts cores, {cores} a chip; give a multiple of {cores}")
+    fraction = TPU_FRACTION if tpu else float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_FRACTION))
+    return Devices(text, count, memory, int(memory * fraction), dict(PEAK_FLOPS)[peak_name])
+
+
+@functools.cache
+def state_bytes(model: ModelConfig, optimizer: OptimizerConfig, mesh: MeshConfig) -> dict[str, int]:
+    """Bytes of one device for "parameters" and "moments" (with the optimiser's counters). UserError when the mesh does not
+    fit the model."""
+    sizes = AbstractMesh(dataclasses.astuple(mesh), AXES)
+    abstract = plan_state(model, make_optimizer(optimizer), sizes).abstract
+
+    def total(tree) -> int:
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    return {"parameters": total(abstract["params"]), "moments": total(abstract["opt_state"])}
+
+
+def activation_bytes(config: Config, mesh: MeshConfig, tokens: int, remat: str | None = None) -> int:
+    """Bytes of one device for what the forward pass leaves to the backward pass of `tokens` of its own tokens at a time,
+    and for the layer being differentiated."""
+    c, split = config.model, mesh.tensor
+    width = c.d_model
+    heads, kv, mlp = c.heads * c.head_dim / split, c.kv_heads * c.head_dim / split, c.ffn_width / split
+    gated = c.activation == "swiglu"
+    # Everything a layer computes that its gradient needs: norms, rotated and plain queries and keys, the MLP's inside.
+    everything = 10 * width + 4 * heads + 2 * kv + (5 if gated else 4) * mlp
+    # Its input; and what the projections give, but for the last, which is only added.
+    kept = {"none": everything, "dots": 2 * width + heads + 2 * kv + (2 if gated else 1) * mlp, "full": width}
+    values = c.layers * kept[remat or c.remat] + everything
+    return int(tokens * values * _compute_bytes(config))
+
+
+def loss_bytes(config: Config, mesh: MeshConfig, tokens: int) -> int:
+    """Bytes of one device for a chunk's logits and their gradient, float32, and the gradient of the output matrix."""
+    c = config.model
+    vocabulary = c.padded_vocab_size / mesh.tensor
+    shards = mesh.data * mesh.fsdp
+    chunk = min(math.ceil(config.training.loss_chunk_tokens / shards), tokens)
+    return int(chunk * vocabulary * 8 + c.d_model * vocabulary * 4)
+
+
+def gathered_bytes(config: Config, mesh: MeshConfig) -> int:
+    """Bytes of one device for weights that fsdp brings together: two layers in the compute type, one layer's gradient, and
+    the embedding."""
+    if mesh.fsdp == 1:
+        return 0
+    c = config.model
+    tables = c.padded_vocab_size * c.d_model * (1 if c.tied_head else 2)
+    layer = (parameter_count(c) - tables) / c.layers
+    return int((layer * (2 * _compute_bytes(config) + 4) + tables * _compute_bytes(config)) / mesh.tensor)
+
+
+def _compute_bytes(config: Config) -> int:
+    return {"bfloat16": 2, "float32": 4, "float64": 8}[config.model.compute_dtype]
+
+
+def memory(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...]) -> dict[str, int]:
+    """Bytes of one device by what they are for, at their highest: in the stage with the most tokens a step."""
+    parts = config.training.accumulation_steps
+    tokens = max(stage.tokens_per_step for stage in stages) // (mesh.data * mesh.fsdp * parts)
+    state = state_bytes(dataclasses.replace(config.model, remat="none"), config.optimizer, mesh)
+    return state | {
+        "gradients": state["parameters"] * (1 if parts == 1 else 2),
+        "activations": activation_bytes(config, mesh, tokens),
+        "loss": loss_bytes(config, mesh, tokens),
+        "gathered weights": gathered_bytes(config, mesh),
+    }
+
+
+def resolve(mesh: MeshConfig, devices: int) -> MeshConfig:
+    """The mesh with its -1 replaced. UserError when the sizes do not use every device."""
+    sizes = dataclasses.astuple(mesh)
+    fixed = math.prod(size for size in sizes if size != -1)
+    whole = MeshConfig(*(devices // fixed if size == -1 else size for size in sizes))
+    if math.prod(dataclasses.astuple(whole)) != devices:
+        raise UserError(
+            f"mesh: data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not use {devices} devices; set the "
+            "sizes so that their product is that number, or one of them to -1"
+        )
+    return whole
+
+
+def split_problem(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...]) -> str | None:
+    """Why the rows of a step cannot be split over the devices, with what can, or None."""
+    unit = mesh.data * mesh.fsdp * config.training.accumulation_steps
+    for number, stage in enumerate(stages):
+        rows, length = stage.shapes()[-1][:2]
+        if rows % unit:
+            below = rows // unit * unit * length
+            return (
+                f"stages.{number}: {rows} rows of {length} tokens a step cannot be split over data x fsdp = "
+                f"{mesh.data * mesh.fsdp} devices in {config.training.accumulation_steps} accumulation steps; use "
+                f"{f'tokens_per_step={below} or ' if below else ''}tokens_per_step={(rows // unit + 1) * unit * length}, "
+                "fewer devices, or a larger mesh.tensor"
+            )
+    return None
+
+
+def fits(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...], devices: Devices) -> bool:
+    try:
+        needed = sum(memory(config, mesh, stages).values())
+    except UserError:  # the model cannot be split so
+        return False
+    return needed <= devices.usable_bytes and split_problem(config, mesh, stages) is None
+
+
+def plan_on(config: Config, stages: tuple[Stage, ...], devices: Devices, utilisation: float) -> dict:
+    """Memory, operations and expected time on these devices, as JSON holds them. UserError when it cannot run there, with the
+    nearest settings that can."""
+    mesh = resolve(config.mesh, devices.count)
+    if wrong := split_problem(config, mesh, stages):
+        raise UserError(f"--devices={devices.name}: {wrong}")
+    needed = memory(config, mesh, stages)
+    if sum(needed.values()) > devices.usable_bytes:
+        parts = ", ".join(f"{name} {count / GIB:,.1f}" for name, count in needed.items())
+        raise UserError(
+            f"--devices={devices.name}: the run needs {sum(needed.values()) / GIB:,.1f} GiB a device ({parts}), and "
+            f"{devices.usable_bytes / GIB:,.1f} of {devices.memory_bytes / GIB:,.0f} GiB can be used; "
+            f"{_remedy(config, mesh, stages, devices)}"
+        )
+    speed = devices.count * devices.peak_flops * utilisation
+    told = []
+    for stage in stages:
+        per_step = {n: stage.tokens_per_step * flops_per_token(config.model, n) for n in stage.mixtures}
+        flops = sum(stage.batches(length) * operations for length, operations in per_step.items())
+        told.append(
+            {
+                "name": stage.name,
+                "tokens_per_step": stage.tokens_per_step,
+                "tokens_per_device_and_step": stage.tokens_per_step // devices.count,
+                "flops_per_step": flops / stage.steps,
+                "step_seconds": flops / stage.steps / speed,
+                "seconds": flops / speed,
+            }
+        )
+    tokens = max(s.tokens_per_step for s in stages) // (mesh.data * mesh.fsdp * config.training.accumulation_steps)
+    return {
+        "name": devices.name,
+        "devices": devices.count,
+        "mesh": dataclasses.asdict(mesh),
+        "memory_bytes": devices.memory_bytes,
+        "usable_bytes": devices.usable_bytes,
+        "peak_flops": devices.peak_flops,
+        "mfu": utilisation,
+        "needed_bytes": needed,
+        "activation_bytes_by_remat": {remat: activation_bytes(config, mesh, tokens, remat) for remat in REMAT},
+        "stages": told,
+    }
+
+
+def as_text(plan: dict) -> str:
+    """`plan_on` for people."""
+    mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
+    needed, stages = plan["needed_bytes"], plan["stages"]
+    lines = [
+        f"on {plan['name']}: {plan['devices']:,} devices of {plan['memory_bytes'] / GIB:,.0f} GiB and "
+        f"{plan['peak_flops'] / 1e12:,.0f} TFLOP/s (bfloat16); {mesh}",
+        f"  memory of a device: {sum(needed.values()) / GIB:,.2f} GiB of the {plan['usable_bytes'] / GIB:,.1f} usable",
+        *(f"    {name:<18}{count / GIB:>9,.2f} GiB" for name, count in needed.items()),
+        "    (activations by model.remat: "
+        + ", ".join(f"{remat} {count / GIB:,.2f}" for remat, count in plan["activation_bytes_by_remat"].items())
+        + " GiB)",
+    ]
+    for stage in stages:
+        lines.append(
+            f"  stage {stage['name']}: {stage['tokens_per_device_and_step']:,} tokens a device and step, "
+            f"{stage['flops_per_step']:.3g} floating-point operations a step: {stage['step_seconds']:.3g} s a step at "
+            f"{plan['mfu']:.0%} of the peak, {duration(stage['seconds'])} in all"
+        )
+    return "\n".join(lines)
+
+
+def _remedy(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...], devices: Devices) -> str:
+    for count in (devices.count * factor for factor in (1, 2, 4, 8, 16, 32, 64)):
+        for flags, changed, other in _changes(config, mesh, count, devices.usable_bytes):
+            if fits(changed, other, stages, devices):
+                what = " ".join(f"--config.{key}={value}" for key, value in flags.items())
+                more = "" if count == devices.count else f"{count:,} devices"
+                return f"nearest that fits: {' and '.join(filter(None, (more, what)))}"
+    return "no more devices and no setting help; use fewer tokens a step or a smaller model"
+
+
+def _changes(
+    config: Config, mesh: MeshConfig, devices: int, usable_bytes: int
+) -> Iterator[tuple[dict, Config, MeshConfig]]:
+    """Settings that save memory, those that cost least first: splitting the parameters, then accumulation and
+    recomputing, then splitting the layers."""
+    model, training = config.model, config.training
+    options = []
+    for t, f, remat, p in itertools.product(range(4), range(14), REMAT[REMAT.index(model.remat) :], range(7)):
+        tensor, fsdp, parts = mesh.tensor * 2**t, mesh.fsdp * 2**f, training.accumulation_steps * 2**p
+        least = 12 * parameter_count(model) / (tensor * fsdp)  # parameter, moment and gradient
+        if devices % (tensor * fsdp) == 0 and least < usable_bytes:
+            cost = 0.1 * f + p + 1.5 * (REMAT.index(remat) - REMAT.index(model.remat)) + 4 * t
+            options.append((cost, tensor, fsdp, remat, parts))
+    for _, tensor, fsdp, remat, parts in sorted(options):
+        other = MeshConfig(devices // (tensor * fsdp), fsdp, tensor)
+        values = {
+            "mesh.data": (config.mesh.data, other.data),
+            "mesh.fsdp": (mesh.fsdp, fsdp),
+            "mesh.tensor": (mesh.tensor, tensor),
+            "training.accumulation_steps": (training.accumulation_steps, parts),
+            "model.remat": (model.remat, remat),
+        }
+        if config.mesh.data == -1:
+            del values["mesh.data"]
+        changed = dataclasses.replace(
+            config,
+            model=dataclasses.replace(model, remat=remat),
+            training=dataclasses.replace(training, accumulation_steps=parts),
+        )
+        yield {key: new for key, (old, new) in values.items() if new != old}, changed, other
