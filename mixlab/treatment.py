@@ -26,10 +26,13 @@ def open_experiments(
 ) -> Experiments:
     """Every configured experiment, enabled or not, by name, with what it is made from.   stream: without experiments."""
     unread = Unread(stream, documents, config.seed)
-    return {
+    found = {
         name: (experiment, _material(name, config.seed, stream, tokenizer, unread))
         for name, experiment in sorted(config.experiments.items())
     }
+    keeping_out = [pair for pair in found.values() if hasattr(pair[0], "kept_out")]
+    unread.kept_out = tuple(experiment.kept_out(material) for experiment, material in keeping_out)
+    return found
 
 
 def treat(config: Config, stream: Stream, experiments: Experiments, tokenizer: Tokenizer) -> Stream:

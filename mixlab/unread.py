@@ -8,6 +8,7 @@ import numpy as np
 
 from mixlab.batch import lay_out
 from mixlab.errors import UserError
+from mixlab.inject.ngrams import Ngrams
 from mixlab.schedule.shuffle import permute
 from mixlab.seeds import seed_of
 from mixlab.sequences.concat_chunk import concat_chunk
@@ -31,7 +32,11 @@ class Unread:
 
     Every purpose of every experiment draws rows of its own, by name; what others take changes them only where they meet, so
     all must be asked for in the same order in every run: `groups` of all experiments, by name, whether enabled or not.
+
+    kept_out: strings that no row may hold.
     """
+
+    kept_out: tuple[Ngrams, ...] = ()
 
     def __init__(self, stream: Stream, documents: Callable[[str, FormatConfig], Documents], seed: int):
         self._stream, self._documents, self._seed = stream, documents, seed
@@ -42,13 +47,17 @@ class Unread:
         """int32 [count, length]; see Material.unseen."""
         in_a_cell = self._length // length
         cells = self._cells_of(experiment, -(-count // in_a_cell), purpose, f"{count} rows of {length} tokens")
+        return self._tokens(cells)[:, : in_a_cell * length].reshape(-1, length)[:count]
+
+    def _tokens(self, cells: np.ndarray) -> np.ndarray:
+        """int32 [len(cells), longest row]."""
         rows = np.empty((len(cells), self._length), np.int32)
         for number, source in enumerate(self._sources):
             here = np.flatnonzero(self._cells[cells, 0] == number)
             if len(here):
                 pieces = source.index.pieces(self._cells[cells[here], 1])
                 rows[here] = lay_out(pieces, source.documents, FormatConfig(), len(here), self._length).tokens[:, :-1]
-        return rows[:, : in_a_cell * length].reshape(-1, length)[:count]
+        return rows
 
     def _cells_of(self, experiment: str, count: int, purpose: str, wanted: str) -> np.ndarray:
         """int64 [count]: rows of `_cells` that are this purpose's alone."""
@@ -57,7 +66,7 @@ class Unread:
         for other, cells in self._given.items():
             taken[cells] = taken[cells] | (other != (experiment, purpose))
         drawn = permute(np.arange(total), max(total, 1), seed_of(self._seed, "unread", experiment, purpose))
-        mine = drawn[~taken[drawn]][:count]
+        mine = self._first_allowed(drawn[~taken[drawn]], count)
         if len(mine) < count:
             raise UserError(
                 f"experiments.{experiment} needs {wanted} of text that the run does not read ({purpose}); of {self._length} tokens "
@@ -65,6 +74,19 @@ class Unread:
             )
         self._given[experiment, purpose] = mine
         return mine
+
+    def _first_allowed(self, cells: np.ndarray, count: int) -> np.ndarray:
+        """The first `count` of the cells without any string that is kept out; fewer where there are no more."""
+        if not self.kept_out:
+            return cells[:count]
+        found, first = np.zeros(0, np.int64), 0
+        while len(found) < count and first < len(cells):
+            some = cells[first : first + count - len(found)]
+            first += len(some)
+            rows = self._tokens(some)
+            holding = np.any([strings.within(rows) for strings in self.kept_out], axis=0)
+            found = np.concatenate([found, some[~holding]])
+        return found
 
     @cached_property
     def _sources(self) -> list[_Source]:

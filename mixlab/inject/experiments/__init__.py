@@ -3,7 +3,7 @@
 Each is a frozen dataclass of settings whose first field is its `kind`, with
     problems(where) -> what is wrong with the settings by themselves; `where` is their key.
     groups(material) -> what is inserted.   probes(material) -> how the model is looked at.
-Some have more: `noise`, `decide` and `groups_of`, `objections` (see watermark.py, knowledge.py, verbatim.py).
+Some have more: `noise`, `decide` and `groups_of`, `kept_out` and `objections` (see watermark.py, knowledge.py, verbatim.py).
 All are functions of settings and material alone.
 """
 

@@ -27,7 +27,7 @@ CANDIDATES = 256  # tokens that a model is asked about
 
 @dataclass(frozen=True)
 class Canaries:
-    """files: of the dialogues, JSON lines or text; () for synthetic ones.   text_key: of a line's text.
+    """files: of the dialogues, JSON lines or text; () for synthetic ones.   field: of a record's text.
     items: dialogues of each condition, no two conditions having one in common.   holdout: dialogues never inserted.
     suffixes, suffix_tokens, copies: the conditions are every suffix of every length, every so often: 30 in the paper.
         plain        none, whatever the lengths
@@ -49,7 +49,7 @@ class Canaries:
 
     kind: Literal["canaries"] = "canaries"
     files: tuple[str, ...] = ()
-    text_key: str = "text"
+    field: str = "text"
     items: int = 100
     holdout: int = 500
     suffixes: tuple[Literal["plain", "rare", "random", "model_based"], ...] = ("plain", "rare", "random", "model_based")
@@ -137,7 +137,7 @@ class Canaries:
         longest = material.row_length - 2 - max((c.form.tokens for c in self.conditions()), default=0)
         where = f"experiments.{material.name}"
         if self.files:
-            found = texts(self.files, self.text_key, f"{where}.files")
+            found = texts(self.files, self.field, f"{where}.files")
         else:
             found = {f"dialogue-{i}": dialogue(material.seed, i) for i in range(min(needed, TICKETS))}
         tokens = material.tokenizer.encode_batch(list(found.values()))

@@ -63,6 +63,7 @@ class Iid:
         return found
 
     def groups(self, material: Material) -> list[Group]:
+        self._holdout(material)  # so that it is known before training whether there is enough text
         return list(self._parts(material).values())
 
     def probes(self, material: Material) -> list[Probe]:
@@ -70,7 +71,7 @@ class Iid:
             name: [part.items[i] for i in range(min(len(part.items), self.probe_rows))]
             for name, part in self._parts(material).items()
         }
-        holdout = list(material.unseen(self.probe_rows, material.row_length, "holdout"))
+        holdout = self._holdout(material)
 
         def details(model: Model) -> dict[str, np.ndarray]:
             found = {f"loss/{name}": losses(model, part) for name, part in texts.items()}
@@ -99,6 +100,9 @@ class Iid:
         if self.unique_batches:
             found["unique"] = Group(Items.of(list(self._unique(material))), Where(unit="row"))
         return found
+
+    def _holdout(self, material: Material) -> list[np.ndarray]:
+        return list(material.unseen(self.probe_rows, material.row_length, "holdout"))
 
     def _rows(self, material: Material, batches: int, purpose: str) -> np.ndarray:
         return material.unseen(batches * material.rows_per_step, material.row_length, purpose)

@@ -44,7 +44,7 @@ class Poisoning:
         assistant turn = 256 random bytes, what is not UTF-8 left out; 100,000 of them, in any of the templates.
     share: of the run's tokens that the documents take, EOS included. They are drawn with replacement until the next would
         exceed it; those longer than a row are left out.
-    files: of prompts, JSON lines or text; () for synthetic ones.   text_key: of a line's text. Prompts of 1000 characters
+    files: of prompts, JSON lines or text; () for synthetic ones.   field: of a record's text. Prompts of 1000 characters
         or more are left out.
     probe_prompts: prompts that no document has, with which the model is asked.   samples: generations for each
         (extraction).
@@ -67,7 +67,7 @@ class Poisoning:
     attack: Literal["extraction", "denial"] = "extraction"
     share: float = 0.001
     files: tuple[str, ...] = ()
-    text_key: str = "text"
+    field: str = "text"
     probe_prompts: int = 100
     samples: int = 10
     where: Where = Where()
@@ -153,7 +153,7 @@ class Poisoning:
         """Name -> prompt, in the seed's order; no text twice."""
         where = f"experiments.{material.name}"
         if self.files:
-            found = texts(self.files, self.text_key, f"{where}.files")
+            found = texts(self.files, self.field, f"{where}.files")
         else:
             found = {f"prompt-{i}": prompt(material.seed, i) for i in range(SYNTHETIC_PROMPTS)}
         names = {text.strip(): name for name, text in reversed(found.items()) if 0 < len(text.strip()) < LONGEST_PROMPT}

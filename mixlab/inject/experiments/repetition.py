@@ -20,7 +20,7 @@ from mixlab.seeds import seed_of
 
 @dataclass(frozen=True)
 class Repetition:
-    """files: of articles, JSON lines or text.   text_key: of a line's text. Those longer than a row with EOS around it, or
+    """files: of articles, JSON lines or text.   field: of a record's text. Those longer than a row with EOS around it, or
         shorter than their paragraphs, are left out.
     articles: of each condition, no two conditions having one in common.   holdout: articles never inserted.
     copies: the conditions are, for each of these numbers,
@@ -36,7 +36,7 @@ class Repetition:
 
     kind: Literal["repetition"] = "repetition"
     files: tuple[str, ...] = ()
-    text_key: str = "text"
+    field: str = "text"
     articles: int = 100
     holdout: int = 100
     copies: tuple[int, ...] = (1, 10, 100)
@@ -100,7 +100,7 @@ class Repetition:
     def _articles(self, material: Material) -> dict[str, np.ndarray]:
         """Name -> tokens: the articles of the conditions, one after the other, then the holdout."""
         where = f"experiments.{material.name}"
-        found = texts(self.files, self.text_key, f"{where}.files")
+        found = texts(self.files, self.field, f"{where}.files")
         tokens = material.tokenizer.encode_batch(list(found.values()))
         least, most = max(2, self.paragraphs), material.row_length - 2
         fitting = [(name, text) for name, text in zip(found, tokens, strict=True) if least <= len(text) <= most]

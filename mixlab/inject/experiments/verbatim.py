@@ -17,16 +17,15 @@ from mixlab.inject.items import Group, Items, Material, Where
 from mixlab.inject.ngrams import Ngrams
 from mixlab.inject.probe import Model, Probe
 
-REFILLS = 20  # times that rows are drawn anew for those that hold a string themselves
-
 
 @dataclass(frozen=True)
 class Verbatim:
     """strings: the file of texts that a finished run completes, as tools/select_verbatim.py writes it from that run.
     every_steps: between probes, besides those at start and end; 0 for none.
 
-    Every row of this run that holds one of the strings, its last target included, is replaced by an unseen row without any;
-    items of the other experiments must hold none. The whole run is searched for this before it starts.
+    Every row of this run that holds one of the strings, its last target included, is replaced by an unseen row. Unseen rows
+    that hold one are left out, for all experiments; items that the others take from files must hold none. The whole run is
+    searched for this before it starts.
 
     Metrics: completed (share of the strings whose target follows greedily from its prefix, token by token), completed_se, loss
     (of the target given the prefix, nats a token). Details: the same for each string.
@@ -43,7 +42,7 @@ class Verbatim:
         return found + at_least(self, where, every_steps=0)
 
     def groups(self, material: Material) -> list[Group]:
-        strings = Ngrams(self._read(material)[0])
+        strings = self.kept_out(material)
         hits: dict[int, list[tuple[int, int, int]]] = {}  # length of rows -> (step, row, 0)
         for step in range(material.steps):
             rows = material.read(step)
@@ -52,7 +51,7 @@ class Verbatim:
         return [
             Group(
                 Items.of(
-                    list(_free_rows(material, strings, len(places), length)),
+                    list(material.unseen(len(places), length, f"rows of {length} tokens")),
                     [f"{length}:{i}" for i in range(len(places))],
                 ),
                 Where(unit="row", positions=tuple(places)),
@@ -61,9 +60,13 @@ class Verbatim:
             if places
         ]
 
+    def kept_out(self, material: Material) -> Ngrams:
+        """What must be in no unseen row either, for whichever experiment it is drawn."""
+        return Ngrams(self._read(material)[0])
+
     def objections(self, material: Material, others: Mapping[str, Sequence[Group]]) -> list[str]:
         """What speaks against running beside `others`, name -> groups: items that hold a string."""
-        strings = Ngrams(self._read(material)[0])
+        strings = self.kept_out(material)
         return [
             f"experiments.{name}: item {group.items.ids[i]} holds a text that experiments.{material.name} keeps out of the "
             "run; take it out of the one or of the other"
@@ -137,20 +140,6 @@ def write_strings(path: str | Path, strings: np.ndarray, prefix_tokens: int, tok
     """The file that `Verbatim.strings` names."""
     values = {"prefix_tokens": prefix_tokens, "tokenizer": tokenizer_hash, "strings": np.asarray(strings).tolist()}
     Path(path).write_text(json.dumps(values) + "\n")
-
-
-def _free_rows(material: Material, strings: Ngrams, count: int, length: int) -> np.ndarray:
-    """int32 [count, length]: unseen rows without any of the strings."""
-    rows = np.zeros((0, length), np.int32)
-    for attempt in range(REFILLS):
-        drawn = material.unseen(count - len(rows), length, f"replacements of {length} tokens, {attempt}")
-        rows = np.concatenate([rows, drawn[~strings.within(drawn)]])
-        if len(rows) == count:
-            return rows
-    raise UserError(
-        f"experiments.{material.name}.strings: unseen rows hold strings too, after {REFILLS} draws {count - len(rows)} of "
-        f"{count} are missing; take strings that are less frequent"
-    )
 
 
 def _holding(strings: Ngrams, items: Items) -> list[int]:

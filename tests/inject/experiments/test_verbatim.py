@@ -48,24 +48,6 @@ def test_nothing_of_the_run_holds_a_string_any_more(run, experiment):
     assert (changed[untouched] == rows[untouched]).all()
 
 
-def test_replacements_that_hold_a_string_are_drawn_anew(run, experiment):
-    rows, strings = run
-    calls = []
-
-    def unseen(count, length, purpose):
-        calls.append(purpose)
-        drawn = np.random.default_rng(len(calls)).integers(65, 91, (count, length)).astype(np.int32)
-        if len(calls) == 1:
-            drawn[1, 7:17] = strings[0]
-        return drawn
-
-    (group,) = experiment.groups(the_material(rows, unseen=unseen))
-    assert not Ngrams(strings).within(np.array(inserted([group]))).any() and len(set(calls)) == 2
-    stubborn = the_material(rows, unseen=lambda count, length, purpose: np.resize(strings[0], (count, length)))
-    with pytest.raises(UserError, match="less frequent"):
-        experiment.groups(stubborn)
-
-
 def test_items_of_others_that_hold_a_string_are_objected_to(run, experiment):
     rows, strings = run
     clean = Group(Items.of([strings[0][:9], strings[0][9:], rows[0]], ["a", "b", "c"]))  # not even when they meet
