@@ -17,6 +17,7 @@ from mixlab.schedule.stages import Stage
 from mixlab.sequences.statistics import average_context_length, average_sequence_length
 from mixlab.stream import Stream
 from mixlab.training.schedules import rate_of
+from mixlab.treatment import LARGE_SHARE
 
 
 def make_plan(config: Config, data: Data) -> dict:
@@ -32,6 +33,7 @@ def make_plan(config: Config, data: Data) -> dict:
             "vocab_size": data.tokenizer.vocab_size,
         },
         "stream": data.stream.fingerprint(),
+        "experiments": _experiments(config, data),
     }
 
 
@@ -47,6 +49,16 @@ def plan_of_sizes(config: Config, sizes: Sizes) -> dict:
     return plan | {
         "sources": {name: _read(store) for name, store in sizes.stores.items()}
         | {name: {"store": stores[name], "declared_tokens": tokens} for name, tokens in sizes.declared.items()}
+    }
+
+
+def _experiments(config: Config, data: Data) -> dict[str, dict]:
+    """Of every configured experiment what it inserts before the run; of one that is not enabled that it is not."""
+    told = data.stream.insertions.summary() if data.stream.insertions is not None else {}
+    inserted = {name: summary for name, summary in told.items() if summary["insertions"]}
+    return {
+        name: {"kind": experiment.kind, "enabled": name in config.enabled_experiments} | inserted.get(name, {})
+        for name, (experiment, _) in data.experiments.items()
     }
 
 
@@ -208,6 +220,8 @@ def as_text(plan: dict, width: int | None = None) -> str:
         tree.add(
             "read in several stages: " + ", ".join(f"{name} {epochs:.4f} epochs" for name, epochs in again.items())
         )
+    if plan.get("experiments"):
+        tree.add(_inserted(plan["experiments"]))
     if "evaluation_sets" in plan:
         sets = ", ".join(f"{name} ({count})" for name, count in plan["evaluation_sets"].items())
         tree.add(f"held-out documents: {sets or 'none'}")
@@ -266,6 +280,30 @@ def _reading(sources: dict[str, dict]) -> Table:
         keys = (*numbers, *(f"{what}_tokens_per_epoch" for what in lost))
         table.add_row(name, *(f"{source[key]:,}" for key in keys), reasons)
     return table
+
+
+def _inserted(experiments: dict[str, dict]) -> Group:
+    """What each experiment puts into the run, and a warning where it is much."""
+    told = "experiments; what they insert replaces text, EOS around it included"
+    share = sum(experiment.get("share", 0) for experiment in experiments.values())
+    if share > LARGE_SHARE:
+        told += f"\nWARNING: they replace {share:.1%} of the tokens; above {LARGE_SHARE:.0%} the run itself may change"
+    table = _table("experiment", "kind", "items", "insertions", "tokens", "share", "redraws", "expected", "steps")
+    for name, experiment in experiments.items():
+        if "insertions" not in experiment:
+            table.add_row(name, experiment["kind"], "inserts nothing" if experiment["enabled"] else "not enabled")
+            continue
+        table.add_row(
+            name,
+            experiment["kind"],
+            *(f"{experiment[key]:,}" for key in ("items", "insertions", "tokens")),
+            f"{experiment['share']:.3%}",
+            f"{experiment['redraws']:,}",
+            f"{experiment['expected_redraws']:,.1f}",
+            f"{experiment['first_step']:,} to {experiment['last_step']:,}",
+            f"{experiment['fallbacks']:,} where space was left" if experiment["fallbacks"] else "",
+        )
+    return Group(told, table)
 
 
 def _epochs_in_all(stages: list[dict]) -> dict[str, float]:

@@ -1,10 +1,12 @@
-"""Shows what a run reads: a step's rows as text with their provenance, or every place where a document is read.
+"""Shows what a run reads: a step's rows as text with their provenance, or every place of a document or an inserted item.
 
 python tools/inspect_stream.py --config=FILE --step=N [--row=R] [--json]
 python tools/inspect_stream.py --config=FILE --document=SOURCE:ID [--json]
+python tools/inspect_stream.py --config=FILE --experiment=NAME [--item=ITEM] [--json]
 """
 
 import dataclasses
+import difflib
 import json
 import sys
 
@@ -22,12 +24,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--step", type=int, metavar="N", help="the step, counted from 0")
     parser.add_argument("--row", type=int, metavar="R", help="one row of it; all when left out")
     parser.add_argument("--document", metavar="SOURCE:ID", help="a document by its id, or by its number as #123")
+    parser.add_argument("--experiment", metavar="NAME", help="all that an experiment inserts")
+    parser.add_argument("--item", metavar="ITEM", help="one item of it, by its name")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     flags, config = parser.parse_config(arguments)
-    if (flags.step is None) == (flags.document is None):
-        raise UserError("give either --step=N or --document=SOURCE:ID")
+    if sum(flag is not None for flag in (flags.step, flags.document, flags.experiment)) != 1:
+        raise UserError("give one of --step=N, --document=SOURCE:ID and --experiment=NAME")
+    if flags.item is not None and flags.experiment is None:
+        raise UserError("--item belongs to --experiment=NAME; give it too")
     data = open_data(config)
-    if flags.document is not None:
+    if flags.experiment is not None:
+        found = insertions(data, flags.experiment, flags.item)
+        print(json.dumps(found, indent=2) if flags.json else _insertions_text(found))
+    elif flags.document is not None:
         found = document_places(data, flags.document)
         print(json.dumps(found, indent=2) if flags.json else _places_text(found))
     else:
@@ -50,7 +59,10 @@ def step_rows(data: Data, step: int, row: int | None) -> list[dict]:
         for span in batch.spans[batch.spans["row"] == r]:
             offset, length = int(span["offset"]), int(span["length"])
             entry = {"offset": offset, "length": length, "kind": Kind(span["kind"]).name.lower()}
-            if span["kind"] != Kind.PADDING:
+            if span["kind"] == Kind.INSERTED:
+                inserted = stream.insertions.entry(int(span["document"]))
+                entry |= {key: inserted[key] for key in ("experiment", "item", "copy")}
+            elif span["kind"] != Kind.PADDING:
                 name, document = names[span["source"]], int(span["document"])
                 metadata = data.stores[name].metadata(document)
                 entry |= {"source": name, "document": document, "start": int(span["start"])}
@@ -61,6 +73,19 @@ def step_rows(data: Data, step: int, row: int | None) -> list[dict]:
             spans.append(entry)
         rows.append({"row": r, "spans": spans})
     return rows
+
+
+def insertions(data: Data, name: str, item: str | None) -> dict:
+    """Every insertion of an experiment, or of one of its items, as the ledger has them, in training order."""
+    placements = data.stream.insertions
+    if name not in data.experiments:
+        near = difflib.get_close_matches(name, data.experiments, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(data.experiments) or 'none'}"
+        raise UserError(f"--experiment={name}: is not among the experiments; {hint}")
+    found = placements.find(name, item) if placements is not None and name in placements.names else []
+    if item is not None and not len(found):
+        raise UserError(f"--item={item}: {name} inserts no item of this name; see all of them without --item")
+    return {"experiment": name, "insertions": [placements.entry(int(number)) for number in found]}
 
 
 def document_places(data: Data, asked: str) -> dict:
@@ -89,10 +114,24 @@ def _rows_text(step: int, rows: list[dict]) -> str:
             place = f"{span['offset']:>6} +{span['length']:<6} {span['kind']:<8}"
             if "document" in span:
                 place += f" {span['source']}:#{span['document']} from {span['start']}  {span.get('url') or span['id']}"
+            if "experiment" in span:
+                place += f" {span['experiment']}: item {span['item']}, copy {span['copy']}"
             lines.append(place + f"  (loss on {span['loss_tokens']})")
-            if span["kind"] == "text":
+            if span["kind"] in ("text", "inserted"):
                 lines += ["        │ " + line for line in span["text"].splitlines() or [""]]
     return "\n".join(lines)
+
+
+def _insertions_text(found: dict) -> str:
+    if not found["insertions"]:
+        return f"{found['experiment']}\ninserts nothing in this run"
+    return "\n".join(
+        [found["experiment"]]
+        + [
+            f"step {i['step']:>8}  row {i['row']:>6}  offset {i['offset']:>6} +{i['length']:<6} item {i['item']}, copy {i['copy']}"
+            for i in found["insertions"]
+        ]
+    )
 
 
 def _places_text(found: dict) -> str:

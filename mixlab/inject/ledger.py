@@ -186,7 +186,7 @@ class Placements:
 
     def summary(self) -> dict[str, dict]:
         """Of each experiment: items, insertions, tokens (EOS included) and their share of the run, what it took to place
-        them, and first and last step."""
+        them, and, if there are any, first and last step."""
         found, steps = {}, self.places[0]
         for number, name in enumerate(self.names):
             own, content = np.flatnonzero(self.experiment == number), self.contents[number]
@@ -201,9 +201,9 @@ class Placements:
                 "share": tokens / self.grid.tokens,
                 "eos_tokens": int(eos[self.item[own]].sum()),
                 **self.tries[number]._asdict(),
-                "first_step": int(steps[own[0]]) if len(own) else None,
-                "last_step": int(steps[own[-1]]) if len(own) else None,
             }
+            if len(own):
+                found[name] |= {"first_step": int(steps[own[0]]), "last_step": int(steps[own[-1]])}
         return found
 
     @cached_property
