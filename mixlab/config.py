@@ -23,6 +23,7 @@ from mixlab.inject.experiments import Experiment
 from mixlab.model.config import ModelConfig, config_problems
 from mixlab.parallel.mesh import MeshConfig
 from mixlab.schedule.stages import StageConfig, rereading_problems
+from mixlab.sequences.metadata import MetadataConfig
 from mixlab.training import optimizer, schedules
 from mixlab.training.optimizer import OptimizerConfig
 from mixlab.training.schedules import ScheduleConfig, Stretch
@@ -107,6 +108,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class MetadataEvaluationConfig:
+    """Loss on held-out documents with metadata in front of them, in addition to the loss without.
+
+    variants: "true", a document's own; "wrong", of another held-out document with another value; "shuffled", changed about
+        at random within a set; "text", the same for all; "none", on the same tokens. Empty: nothing is scored.
+    text: the value for all documents, such as "en.wikipedia.org"; written into the template like theirs.
+    template: how metadata are made and written; None: as the first stage that has metadata does.
+    """
+
+    variants: tuple[Literal["none", "true", "wrong", "shuffled", "text"], ...] = ()
+    text: str | None = None
+    template: MetadataConfig | None = None
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Loss and bits per byte on held-out documents, a set a domain.
 
@@ -114,6 +130,8 @@ class EvaluationConfig:
     tokens_per_domain: about how many tokens of each domain are read, whole documents in a fixed order.
     breakdown: also by length of the document and by position in the context.
     rows: of one evaluation batch.   sample_prompts, sample_tokens, sample_temperature: texts continued at the end.
+    metadata: the loss with metadata in front of documents.   sample_metadata: a value written in front of the texts that are
+        continued, with the same template.
     """
 
     every_steps: int = 250
@@ -123,6 +141,8 @@ class EvaluationConfig:
     sample_prompts: tuple[str, ...] = ()
     sample_tokens: int = 128
     sample_temperature: float = 0.7
+    sample_metadata: str | None = None
+    metadata: MetadataEvaluationConfig = MetadataEvaluationConfig()
 
 
 @dataclass(frozen=True)
@@ -184,6 +204,12 @@ class Config:
         return tuple(sorted(self.experiments if self.experiments_enabled is None else self.experiments_enabled))
 
     @property
+    def metadata_template(self) -> MetadataConfig | None:
+        """How metadata are written at evaluation; None where neither it nor a stage says."""
+        stages = (stage.format.metadata for stage in self.stages)
+        return self.evaluation.metadata.template or next((found for found in stages if found), None)
+
+    @property
     def learning_rates(self) -> tuple[tuple[int, Stretch], ...]:
         """First step of every stage, and the rule of its learning rate."""
         stages = [(stage.length_steps(self.total_tokens), stage.schedule) for stage in self.stages]
@@ -238,7 +264,7 @@ def check(config: Config) -> list[str]:
     names = [stage.name for stage in config.stages]
     found += [f"stages.{i}.name = {n!r}: an earlier stage has it" for i, n in enumerate(names) if n in names[:i]]
     found += _experiment_problems(config)
-    found += _schedule_problems(config) + rereading_problems(config.stages)
+    found += _schedule_problems(config) + _metadata_problems(config) + rereading_problems(config.stages)
     for i, stage in enumerate(config.stages):
         where = f"stages.{i}"
         found += stage.problems(where, tuple(config.sources), config.total_tokens)
@@ -291,6 +317,19 @@ def _experiment_problems(config: Config) -> list[str]:
             near = difflib.get_close_matches(name, config.experiments, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(config.experiments) or 'none'}"
             found.append(f"experiments_enabled names {name!r}, which is not among the experiments; {hint}")
+    return found
+
+
+def _metadata_problems(config: Config) -> list[str]:
+    settings, key = config.evaluation.metadata, "evaluation.metadata"
+    found = [] if settings.template is None else settings.template.problems(f"{key}.template")
+    asked = f"{key}.variants" if settings.variants else "evaluation.sample_metadata"
+    if (settings.variants or config.evaluation.sample_metadata is not None) and config.metadata_template is None:
+        found.append(
+            f"{asked}: no stage has metadata to go by; set {key}.template, for example to {{'columns': ['url']}}"
+        )
+    if "text" in settings.variants and not settings.text:
+        found.append(f"{key}.text = {settings.text!r}: the variant 'text' needs one, for example 'en.wikipedia.org'")
     return found
 
 

@@ -259,9 +259,11 @@ def _held_out(stores: dict[str, TokenStore], ids: dict[str, np.ndarray]) -> dict
         for domain in np.unique(domains).tolist():
             sets.setdefault(domain, []).append((source, store, ids[source][domains == domain]))
     found = {}
+    held_by = set()  # two parts of one store hold out the same documents
     for name, parts in sets.items():
         alike = len({(store.fingerprint, held.tobytes()) for _, store, held in parts}) == 1
         for source, store, held in parts[:1] if alike else parts:
-            if len(held):
+            if len(held) and (store.fingerprint, held.tobytes()) not in held_by:
+                held_by.add((store.fingerprint, held.tobytes()))
                 found[name if alike else f"{source}.{name}"] = (store, held)
     return dict(sorted(found.items()))

@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> None:
     from mixlab.report.by_length import bin_label
     from mixlab.report.runs import BREAKDOWNS
 
-    names = list(dict.fromkeys(key.removeprefix("eval/").rpartition("/")[0] for key in metrics))
+    names = list(
+        dict.fromkeys(key.removeprefix("eval/").rpartition("/")[0] for key in metrics if key.startswith("eval/"))
+    )
     print(f"step {step}")
     _print_table("set", {name: name for name in names if name.partition("/")[0] not in BREAKDOWNS}, metrics)
     for kind, title in BREAKDOWNS.items():
@@ -44,6 +46,29 @@ def main(arguments: list[str]) -> None:
         if bins:
             print()
             _print_table(title, bins, metrics)
+    _print_variants(metrics)
+
+
+def _print_variants(metrics: dict[str, float]) -> None:
+    """Loss by set and by what stands before documents; and what their own metadata change."""
+    losses = {
+        tuple(k.split("/")[1:3]): v
+        for k, v in metrics.items()
+        if k.startswith("eval_metadata/") and k.endswith("/loss")
+    }
+    variants = list(dict.fromkeys(variant for variant, _ in losses if variant != "true_minus_none"))
+    if variants:
+        print(f"\n{'loss with metadata':<24}" + "".join(f"{variant:>10}" for variant in variants))
+    for name in dict.fromkeys(name for variant, name in losses if variant in variants):
+        print(f"{name:<24}" + "".join(f"{losses[variant, name]:>10.4f}" for variant in variants))
+    changes = [name for variant, name in losses if variant == "true_minus_none"]
+    if changes:
+        print(f"\n{'true minus none':<24}{'loss':>10}{'± se':>9}{'tokens':>10}{'documents':>11}")
+    for name in changes:
+        loss, error, tokens, documents = (
+            metrics[f"eval_metadata/true_minus_none/{name}/{key}"] for key in ("loss", "loss_se", "tokens", "documents")
+        )
+        print(f"{name:<24}{loss:>+10.4f}{error:>9.4f}{tokens:>10}{documents:>11}")
 
 
 def _print_table(title: str, labels: dict[str, str], metrics: dict[str, float]) -> None:

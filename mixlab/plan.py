@@ -1,7 +1,9 @@
 """The plan of a run: what will be read, before anything is trained."""
 
+import itertools
 import shutil
 
+import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 from rich.tree import Tree
@@ -13,7 +15,9 @@ from mixlab.model.size import flops_per_token, parameter_count
 from mixlab.schedule.buckets import tokens_without_repeats
 from mixlab.schedule.curriculum import steps_without_repeats
 from mixlab.schedule.fixed import FixedRows
+from mixlab.schedule.source import SourceRows
 from mixlab.schedule.stages import Stage
+from mixlab.sequences.complete import CUT
 from mixlab.sequences.statistics import average_context_length, average_sequence_length
 from mixlab.stream import Stream
 from mixlab.training.schedules import rate_of
@@ -34,6 +38,7 @@ def make_plan(config: Config, data: Data) -> dict:
         },
         "stream": data.stream.fingerprint(),
         "experiments": _experiments(config, data),
+        "conditioned_and_plain": _in_both(data.stream),
     }
 
 
@@ -60,6 +65,24 @@ def _experiments(config: Config, data: Data) -> dict[str, dict]:
         name: {"kind": experiment.kind, "enabled": name in config.enabled_experiments} | inserted.get(name, {})
         for name, (experiment, _) in data.experiments.items()
     }
+
+
+def _in_both(stream: Stream) -> list[dict]:
+    """For every pair of a stage with metadata and one without: how many documents each reads of, and how many both do.
+    (A cooldown is meant to have none of the trunk's: Gao et al. 2025, section 2.)"""
+    conditioned = [stage.format.metadata is not None for stage in stream.stages]
+    if len(set(conditioned)) < 2:
+        return []
+    read = [stream.documents_read(number) for number in range(len(stream.stages))]
+    return [
+        {
+            "stages": [stream.stages[i].name, stream.stages[j].name],
+            "documents": [int(sum(mask.sum() for mask in read[n].values())) for n in (i, j)],
+            "in_both": int(sum((read[i][store] & read[j][store]).sum() for store in read[i].keys() & read[j].keys())),
+        }
+        for i, j in itertools.combinations(range(len(read)), 2)
+        if conditioned[i] != conditioned[j]
+    ]
 
 
 def _read(store: TokenStore) -> dict:
@@ -124,7 +147,6 @@ def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict
     told["first_row"] = sum(first for _, first in readings)
     source = readings[0].rows
     if not isinstance(source, FixedRows):
-        dropped = source.epoch_tokens - source.rows_per_epoch * source.row_length
         return told | {
             "epochs": source.epochs_read(stage.rows_of()[name]),
             "first_epoch": source.start.epoch,
@@ -132,9 +154,7 @@ def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict
             "documents_per_epoch": len(source.documents.ids),
             "tokens_per_epoch": source.epoch_tokens,
             "rows_per_epoch": source.rows_per_epoch,
-            "dropped_tokens_per_epoch": dropped,
-            "padded_tokens_per_epoch": 0,
-            "truncated_tokens_per_epoch": 0,
+            **_lost(source),
         }
     cut = source.cut
     dropped_by_reason = cut.dropped_tokens()
@@ -150,6 +170,25 @@ def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict
         "dropped": dropped_by_reason,
         "padded_tokens_per_epoch": cut.padded_tokens(),
         "truncated_tokens_per_epoch": truncated,
+    }
+
+
+def _lost(source: SourceRows) -> dict:
+    """Tokens, and where documents are cut short or left out also documents, that an epoch has no row for."""
+    if source.format.kind != "complete":
+        dropped = source.epoch_tokens - source.rows_per_epoch * source.row_length
+        return {"dropped_tokens_per_epoch": dropped, "padded_tokens_per_epoch": 0, "truncated_tokens_per_epoch": 0}
+    index = source.index(source.start.epoch + (source.start.position > 0))
+    by_reason = dict(index.dropped_tokens)
+    truncated = by_reason.pop(CUT, 0)
+    kept = np.asarray(index.documents, np.int64)
+    return {
+        "dropped_tokens_per_epoch": sum(by_reason.values()),
+        "dropped": by_reason,
+        "padded_tokens_per_epoch": len(index) * source.row_length - int(index.lengths.sum(dtype=np.int64)),
+        "truncated_tokens_per_epoch": truncated,
+        "truncated_documents_per_epoch": int((index.lengths < source.documents.virtual_lengths(kept)).sum()),
+        "dropped_documents_per_epoch": len(source.documents.ids) - len(kept),
     }
 
 
@@ -222,6 +261,12 @@ def as_text(plan: dict, width: int | None = None) -> str:
         )
     if plan.get("experiments"):
         tree.add(_inserted(plan["experiments"]))
+    for pair in plan.get("conditioned_and_plain", ()):
+        (one, other), (ones, others) = pair["stages"], pair["documents"]
+        tree.add(
+            f"documents read in {one}: {ones:,}; in {other}: {others:,}; in both: {pair['in_both']:,}"
+            + (" (no document is read with and without metadata)" if not pair["in_both"] else "")
+        )
     if "evaluation_sets" in plan:
         sets = ", ".join(f"{name} ({count})" for name, count in plan["evaluation_sets"].items())
         tree.add(f"held-out documents: {sets or 'none'}")
@@ -275,6 +320,9 @@ def _reading(sources: dict[str, dict]) -> Table:
     table = _table("from", "epoch", "document", "row", "documents an epoch", "dropped", "padded", "truncated")
     for name, source in sources.items():
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in source.get("dropped", {}).items())
+        if "truncated_documents_per_epoch" in source:
+            cut, out = source["truncated_documents_per_epoch"], source["dropped_documents_per_epoch"]
+            reasons = "; ".join(filter(None, [reasons, f"{cut:,} documents cut short, {out:,} in no row"]))
         numbers = ("first_epoch", "first_document", "first_row", "documents_per_epoch")
         lost = ("dropped", "padded", "truncated")
         keys = (*numbers, *(f"{what}_tokens_per_epoch" for what in lost))

@@ -187,6 +187,19 @@ class Stream:
             places = [left for place in places for left in _left_of(place, self.insertions)]
         return sorted(places, key=lambda place: (place.step, place.row, place.offset))
 
+    def documents_read(self, number: int) -> dict[str, np.ndarray]:
+        """Fingerprint of a store -> bool [documents]: which of them stage `number` reads some of."""
+        stage = self.stages[number]
+        found: dict[str, np.ndarray] = {}
+        for length, lane in self.lanes[number].items():
+            counts = stage.rows_of(length)
+            for name, (rows, first) in lane.items():
+                if counts[name]:
+                    store = rows.documents.store.fingerprint
+                    touched = rows.documents_read(first, first + counts[name])
+                    found[store] = touched | found[store] if store in found else touched
+        return found
+
     def identity(self) -> list[dict]:
         """For each stage, everything that decides what it reads; but for how long it lasts, unless its rows are of several
         lengths: how many it reads of each depends on that. JSON types."""

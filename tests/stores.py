@@ -24,8 +24,14 @@ def get_config(arg=""):
 """
 
 
-def write_store(folder: Path, texts: list[str], letters: Tokenizer | None = None, validation_every: int = 7) -> Path:
-    """A store of `texts` in the domains a and b; every so-manieth document is held out."""
+def write_store(
+    folder: Path,
+    texts: list[str],
+    letters: Tokenizer | None = None,
+    validation_every: int = 7,
+    urls: list[str | None] | None = None,
+) -> Path:
+    """A store of `texts` in the domains a and b, with their URLs where there are some; every so-manieth document is held out."""
     letters = letters or tokenizer.load("bytes")
     rows = [
         {
@@ -34,9 +40,11 @@ def write_store(folder: Path, texts: list[str], letters: Tokenizer | None = None
             "bytes": len(text.encode()),
             "domain": "ab"[i % 2],
         }
+        | ({} if urls is None else {"url": urls[i]})
         for i, text in enumerate(texts)
     ]
-    shard = write_shard(folder, 0, letters.encode_batch(texts), rows, ["domain"], letters.vocab_size)
+    columns = ["domain"] if urls is None else ["domain", "url"]
+    shard = write_shard(folder, 0, letters.encode_batch(texts), rows, columns, letters.vocab_size)
     finalise(folder, letters, [shard], {})
     return folder
 

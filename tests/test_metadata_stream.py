@@ -269,6 +269,9 @@ def test_a_cooldown_goes_on_with_documents_that_the_trunk_has_not_touched(kind):
     assert len(trunk) > 50 and len(cooldown) > 3 and not trunk & cooldown
     assert sum(Kind.METADATA in stream[step].spans["kind"] for step in range(36)) > 30
     assert all(Kind.METADATA not in stream[step].spans["kind"] for step in range(36, 40))
+    for number, documents in ((0, trunk), (1, cooldown)):
+        (touched,) = stream.documents_read(number).values()
+        assert set(np.flatnonzero(touched).tolist()) == documents
     start = stream.readings[1]["text"]
     assert start.first == 0 and start.rows.start.position > 0  # row 0 of its own order
     for document in (min(trunk), min(cooldown)):
@@ -368,3 +371,20 @@ def test_what_is_inserted_over_metadata_bears_loss():
     batch = finish(overlay(layout, [item]), format)
     assert batch.tokens[0, :6].tolist() == [1, 11, 91, 92, 21, 22]
     assert {1: 91, 2: 92, 3: 21}.items() <= targets(batch).items() and 0 not in targets(batch)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["complete", "concat_chunk", "best_fit", "decompose"]),
+    st.integers(12, 40),
+    st.integers(12, 20),
+    st.integers(0, 3),
+)
+def test_the_documents_that_a_stage_reads_are_told(kind, steps, more, seed):
+    texts, _ = corpus(30, seed)
+    format = FormatConfig(bos=True, kind=kind, min_length=4)
+    stream = stream_of([stage("one", steps, format, 8), stage("two", more, format, 8)], texts, None, seed)
+    for number, first in ((0, 0), (1, steps)):
+        read_here = {int(d) for s in range(first, first + (steps, more)[number]) for d in stream[s].spans["document"]}
+        (touched,) = stream.documents_read(number).values()
+        assert set(np.flatnonzero(touched).tolist()) == read_here - {-1}

@@ -7,6 +7,7 @@ from mixlab.data import Data
 from mixlab.errors import UserError
 from mixlab.evals.baselines import baselines
 from mixlab.evals.breakdown import breakdown
+from mixlab.evals.conditional import ConditionalSets, metrics_of
 from mixlab.evals.generate import Generator, until
 from mixlab.evals.held_out import EvaluationSet, make_set
 from mixlab.evals.language_model import score, summarise
@@ -33,6 +34,7 @@ class Evaluation:
                 "evaluation: no source has a validation document with anything to score; prepare the corpus with a "
                 "larger --validation-per-mille"
             )
+        self._conditional = self._with_metadata(stage.format.bos, stage.sequence_length)
         self._token_losses = compile_token_losses(
             make_token_losses(config, layout), layout, config.evaluation.rows, stage.sequence_length
         )
@@ -40,11 +42,34 @@ class Evaluation:
     def _set(self, name, store, ids, bos, length) -> EvaluationSet | None:
         return make_set(name, store, ids, self.data.tokenizer, bos, length, self.config.evaluation.tokens_per_domain)
 
+    def _with_metadata(self, bos: bool, length: int) -> ConditionalSets | None:
+        settings, template, data = self.config.evaluation, self.config.metadata_template, self.data
+        if not settings.metadata.variants or template is None:
+            return None
+        return ConditionalSets(
+            settings.metadata,
+            template,
+            self.sets,
+            data.held_out,
+            data.tokenizer,
+            bos,
+            length,
+            settings.tokens_per_domain,
+        )
+
     def scores(self, params) -> dict[str, float]:
-        """eval/<set>/* of these parameters, and eval/by_length/* and eval/by_position/* where the config asks for them."""
+        """eval/<set>/* of these parameters; eval/by_length/* and eval/by_position/*, and eval_metadata/*, where the config asks
+        for them."""
         settings = self.config.evaluation
-        nll = score(self.sets, self._token_losses, params, self.layout, settings.rows)
-        return summarise(self.sets, nll) | (breakdown(self.sets, nll) if settings.breakdown else {})
+        nll = self._score(self.sets, params)
+        scores = summarise(self.sets, nll) | (breakdown(self.sets, nll) if settings.breakdown else {})
+        if self._conditional is None:
+            return scores
+        variants = {variant: self._score(sets, params) for variant, sets in self._conditional.sets.items() if sets}
+        return scores | metrics_of(self._conditional, variants)
+
+    def _score(self, sets: list[EvaluationSet], params) -> np.ndarray:
+        return score(sets, self._token_losses, params, self.layout, self.config.evaluation.rows)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Bits per byte of counting alone, on the same tokens."""
@@ -54,7 +79,11 @@ class Evaluation:
         """Continuations of the configured prompts, or of the beginnings of held-out documents of each domain in turn."""
         settings, tokenizer = self.config.evaluation, self.data.tokenizer
         room = self.config.model.context_length - 1
-        prompts = [tokenizer.encode(text)[:room] for text in settings.sample_prompts] or self._beginnings()
+        prompts = [tokenizer.encode(text) for text in settings.sample_prompts] or self._beginnings()
+        if settings.sample_metadata is not None and self.config.metadata_template is not None:
+            written = tokenizer.encode(self.config.metadata_template.text(settings.sample_metadata))
+            prompts = [np.concatenate([written, prompt]) for prompt in prompts]
+        prompts = [prompt[:room] for prompt in prompts]
         if not settings.sample_tokens or not prompts:
             return []
         if self.data.stream.stages[-1].format.bos:

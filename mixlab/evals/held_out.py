@@ -50,8 +50,18 @@ def make_set(
     counted = np.minimum(documents.lengths, max(length, tokens // 8))
     chosen = np.searchsorted(np.cumsum(counted), tokens) + 1
     ids, counted = ids[:chosen], counted[:chosen]
-    pieces, rows = _pack(ids, counted, length)
+    counts = -(-counted // length)
+    which = np.repeat(np.arange(len(ids)), counts)
+    starts = (np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
+    pieces, rows = pack(ids[which], starts, np.minimum(counted[which] - starts, length), length)
     batch = render(pieces, documents, ISOLATED, rows, length, pad=tokenizer.pad_id or 0)
+    return as_set(name, batch, ids, documents, tokenizer)
+
+
+def as_set(
+    name: str, batch: Batch, ids: np.ndarray, documents: Documents, tokenizer: Tokenizer
+) -> EvaluationSet | None:
+    """The set of a batch of the documents `ids`, in which all text is scored that bears loss; None if there is none."""
     owner = np.zeros(batch.tokens.shape, np.int32)
     number = {int(d): i for i, d in enumerate(ids)}
     for span in batch.spans:
@@ -67,19 +77,15 @@ def make_set(
     return EvaluationSet(name, rows_and_spans, owner, sizes.astype(np.int32), ids, lengths)
 
 
-def _pack(ids: np.ndarray, lengths: np.ndarray, length: int) -> tuple[Pieces, int]:
-    """Pieces of at most `length` tokens, each whole in the first row with room for it of the last few opened."""
-    row_of, ids_of, starts, sizes, room = [], [], [], [], []
-    for document, total in zip(ids.tolist(), lengths.tolist(), strict=True):
-        for start in range(0, total, length):
-            size = min(length, total - start)
-            row = next((r for r in range(max(0, len(room) - 8), len(room)) if room[r] >= size), len(room))
-            if row == len(room):
-                room.append(length)
-            room[row] -= size
-            row_of.append(row)
-            ids_of.append(document)
-            starts.append(start)
-            sizes.append(size)
+def pack(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, length: int) -> tuple[Pieces, int]:
+    """(pieces, rows): each of at most `length` tokens, whole in the first row with room for it of the last few opened. All
+    int [P]: a piece's document, where it begins there, its tokens."""
+    row_of, room = [], []
+    for size in lengths.tolist():
+        row = next((r for r in range(max(0, len(room) - 8), len(room)) if room[r] >= size), len(room))
+        if row == len(room):
+            room.append(length)
+        room[row] -= size
+        row_of.append(row)
     order = np.argsort(row_of, kind="stable")
-    return Pieces(*(np.array(column, np.int64)[order] for column in (row_of, ids_of, starts, sizes))), len(room)
+    return Pieces(*(np.asarray(column, np.int64)[order] for column in (row_of, ids, starts, lengths))), len(room)

@@ -117,6 +117,15 @@ class FixedRows:
         """int64 [n]: documents of which rows 0 … rows - 1 hold a piece, each as often."""
         return self.pieces(np.arange(min(rows, len(self.index)))).documents
 
+    def documents_read(self, first: int, last: int) -> np.ndarray:
+        """bool [documents of the store]: which have a piece in one of the rows first … last - 1."""
+        touched = np.zeros(len(self.documents.store.offsets) - 1, bool)
+        if last - first >= len(self.index):
+            touched[self.index.documents] = True
+        else:
+            touched[self.pieces(np.arange(first, last)).documents] = True
+        return touched
+
     def identity(self) -> dict:
         """What decides the rows and their order."""
         return self.cut.identity() | {"row_length": self.row_length, "order": self.order}

@@ -137,6 +137,23 @@ class SourceRows:
             return self.documents.ids
         return self.documents.ids[self._order(cursor.epoch)[: cursor.position - self.start.position]]
 
+    def documents_read(self, first: int, last: int) -> np.ndarray:
+        """bool [documents of the store]: which have a piece in one of the rows first … last - 1 (at least one)."""
+        touched = np.zeros(len(self.documents.store.offsets) - 1, bool)
+        (first_epoch, last_epoch), (begin, last_place) = (x.tolist() for x in self._locate(np.array([first, last - 1])))
+        for epoch in range(first_epoch, last_epoch + 1):
+            end = last_place + 1 if epoch == last_epoch else self._rows_in(epoch)
+            index, window = self.index(epoch), self._window
+            whole = -(-begin // window) * window, end if end == self._rows_in(epoch) else end // window * window
+            if whole[0] < whole[1]:  # whatever the order within a window
+                touched[index.documents[index.row_offsets[whole[0]] : index.row_offsets[whole[1]]]] = True
+                edges = np.concatenate([np.arange(begin, whole[0]), np.arange(whole[1], end)])
+            else:
+                edges = np.arange(begin, end)
+            touched[index.pieces(self._shuffled(epoch, edges, permute)).documents] = True
+            begin = 0
+        return touched
+
     def epochs_read(self, rows: int) -> float:
         """How many passes over the source's text `rows` rows are."""
         if self._by_document:
