@@ -110,6 +110,10 @@ def test_json_and_back():
 def test_the_bootstrap_agrees_with_the_t_test_on_normal_items():
     changes = np.random.default_rng(1).normal(0.2, 1, 200)
     assert paired_bootstrap(changes, 0) == pytest.approx(stats.ttest_1samp(changes, 0).pvalue, abs=0.01)
+    many = np.random.default_rng(2).normal(0.02, 1, 5000)
+    assert paired_bootstrap(many, 0) == pytest.approx(stats.ttest_1samp(many, 0).pvalue)
+    skewed = np.random.default_rng(3).exponential(1, 15) - 1  # few and skewed: not Student's test
+    assert abs(paired_bootstrap(skewed, 0) - stats.ttest_1samp(skewed, 0).pvalue) > 0.005
     assert paired_bootstrap(np.zeros(9), 0) == 1
     assert paired_bootstrap(np.full(9, 2.0), 0) < 0.001
 
