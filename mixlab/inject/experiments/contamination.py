@@ -81,12 +81,7 @@ class Contamination:
     def groups(self, material: Material) -> list[Group]:
         inserted = list(self._divided(material).values())[1:]
         return [
-            Group(
-                Items.of(
-                    material.tokenizer.encode_batch([q.options[q.gold] for q in questions]), [q.name for q in questions]
-                ),
-                dose.where,
-            )
+            Group(Items.of([q.options[q.gold] for q in questions], [q.name for q in questions]), dose.where)
             for dose, questions in inserted
         ]
 
@@ -118,12 +113,10 @@ class Contamination:
     def _divided(self, material: Material) -> "dict[str, tuple[Dose, list[Question]]]":
         """Label -> the dose and its questions; the holdout first."""
         where = f"experiments.{material.name}.files"
-        questions = [_question(record, self.template) for record in records(self.files, KEYS, where)]
-        tokens = iter(
-            material.tokenizer.encode_batch([option for question in questions for option in question.options])
-        )
-        lengths = [max(len(next(tokens)) for _ in question.options) for question in questions]
-        fitting = [q for q, length in zip(questions, lengths, strict=True) if length <= material.row_length]
+        found = [_question(record, self.template) for record in records(self.files, KEYS, where)]
+        tokens = iter(material.tokenizer.encode_batch([option for written in found for option in written.options]))
+        questions = [Question(w.name, [next(tokens) for _ in w.options], w.choices, w.gold) for w in found]
+        fitting = [q for q in questions if max(map(len, q.options)) <= material.row_length]
         parts = [Dose(self.holdout, name="holdout"), *self.doses]
         ends = np.cumsum([part.questions for part in parts])
         if ends[-1] > len(fitting):
@@ -139,7 +132,7 @@ class Contamination:
 
 
 class _Divided(NamedTuple):
-    """A question in tokens: what its options begin with, the rest of each, the options' lengths, the right one."""
+    """A question as it is asked: what its options begin with, the rest of each, the options' lengths, the right one."""
 
     context: np.ndarray
     targets: list[np.ndarray]
@@ -147,24 +140,32 @@ class _Divided(NamedTuple):
     gold: int
 
 
-class Question(NamedTuple):
+class _Written(NamedTuple):
     """options: the text with each choice as the answer."""
 
     name: str
-    place: str
     options: list[str]
     choices: list[str]
     gold: int
 
+
+class Question(NamedTuple):
+    """As `_Written`, the options in tokens."""
+
+    name: str
+    options: list[np.ndarray]
+    choices: list[str]
+    gold: int
+
     def divided(self, material: Material, normalisation: str) -> _Divided:
-        context, targets = divide(material.tokenizer.encode_batch(self.options))
+        context, targets = divide(self.options)
         if not len(context) and material.bos_id is None and material.eos_id is not None:
             context = np.array([material.eos_id])  # nothing is shared, and a document's first token follows EOS
         measure = {"none": None, "characters": len, "bytes": lambda choice: len(choice.encode())}[normalisation]
         return _Divided(context, targets, list(map(measure, self.choices)) if measure else None, self.gold)
 
 
-def _question(record: Record, template: str) -> Question:
+def _question(record: Record, template: str) -> _Written:
     values = record.values
     choices, gold = values.get("choices"), values.get("gold")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
@@ -179,7 +180,7 @@ def _question(record: Record, template: str) -> Question:
     else:
         query = record.text("query")
         options = [template.format(query=query, answer=choice) for choice in choices]
-    return Question(record.name, record.place, options, choices, gold)
+    return _Written(record.name, options, choices, gold)
 
 
 def _answer(model: Model, questions: list[_Divided]) -> tuple[np.ndarray, np.ndarray]:
