@@ -8,7 +8,7 @@ import numpy as np
 
 from mixlab.config import Config, SourceConfig
 from mixlab.corpus import embedded
-from mixlab.corpus.cache import cache_folder
+from mixlab.corpus.cache import cache_folder, is_url
 from mixlab.corpus.filters import in_part, matches
 from mixlab.corpus.store import TokenStore
 from mixlab.corpus.tokenizer import Tokenizer, load
@@ -57,8 +57,12 @@ def declared_sizes(config: Config) -> dict[str, int]:
     return {
         name: source.declared_tokens
         for name, source in config.sources.items()
-        if source.declared_tokens is not None and source.store != "embedded" and not Path(source.store).exists()
+        if source.declared_tokens is not None and not _at_hand(source.store)
     }
+
+
+def _at_hand(location: str) -> bool:
+    return location == "embedded" or is_url(location) or Path(location).exists()
 
 
 def open_sizes(config: Config, verify: bool = False) -> Sizes:
@@ -215,7 +219,7 @@ def _open_store(name: str, location: str, tokenizer: str | None, verify: bool) -
         return embedded.store(tokenizer)
     try:
         store = TokenStore.open(location)
-        quick = store.n_tokens * store.dtype.itemsize <= VERIFIED_BYTES
+        quick = not is_url(location) and store.n_tokens * store.dtype.itemsize <= VERIFIED_BYTES
         return TokenStore.open(location, verify=True) if verify or quick else store
     except UserError as error:
         raise UserError(f"sources.{name}.store: {error}") from None

@@ -11,6 +11,7 @@ import sys
 
 from mixlab import errors
 from mixlab.corpus import embedded
+from mixlab.corpus.cache import is_url
 from mixlab.corpus.prepare import describe_skips, prepare
 from mixlab.corpus.records import Settings, metadata_fields
 from mixlab.corpus.store import TokenStore
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
             metavar="TOKEN",
             help=f"the {role.upper()} token of a tokenizer.json with an unusual one",
         )
-    add("--output", metavar="DIR", help="the store")
+    add("--output", metavar="DIR", help="the store; gs://… and s3://… too, where it is copied when it is made")
     add(
         "--freeze",
         metavar="FILE.jsonl.gz",
@@ -111,6 +112,8 @@ def _check(flags, overrides: list[str]) -> None:
         if not flags.embedded or flags.output or flags.tokenizer:
             raise UserError("--freeze goes with --embedded alone, without --tokenizer and --output")
         return
+    if flags.embedded and is_url(flags.output or ""):
+        raise UserError(f"--output={flags.output}: the default corpus is written to a folder; copy it there afterwards")
     for name in ("tokenizer", "output"):
         if not getattr(flags, name):
             raise UserError(f"--{name} is missing; --help lists the flags")

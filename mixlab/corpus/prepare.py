@@ -7,6 +7,7 @@ without such a note.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import numpy as np
 
 from mixlab.corpus import readers, shards, writer
 from mixlab.corpus import tokenizer as tokenizers
+from mixlab.corpus.cache import cache_folder, is_url
 from mixlab.corpus.progress import Progress
 from mixlab.corpus.readers import InputFile
 from mixlab.corpus.records import Settings, note_skip, parse
@@ -46,22 +48,20 @@ def prepare(
 
     tokenizer: "bytes", "bpe:SIZE" (trained on the training documents of a fixed sample of the input), or the
     path of a tokenizer.json, for which bos, eos and pad may name its special tokens. workers: processes, one
-    a CPU when None.
+    a CPU when None. output: a folder, or gs://… or s3://…, to which the store is copied when it is made.
 
     UserError: nothing to read, nothing usable in it, an output that holds something else or was made with
     other settings, an output that cannot be written (finished shards are kept; the same command goes on)."""
     settings = settings or Settings()
-    files = readers.find(inputs)
-    output = Path(output)
-    bpe_size = tokenizers.parse_bpe(tokenizer)
-    given = None if bpe_size else tokenizers.load(tokenizer, **specials)
-    command = {**asdict(settings), "tokenizer": given.hash if given else tokenizer}
-    command = json.loads(json.dumps(command))  # as it will be read back
+    if is_url(output):
+        return _prepare_in_bucket(str(output), inputs, tokenizer, settings, workers, show_progress, **specials)
+    files, output = readers.find(inputs), Path(output)
+    given, command = _command(tokenizer, settings, specials)
     if (output / "store.json").exists():
         return _finished(output, command, files), True
     try:
         with _claimed(output, command) as work:
-            made = given or _train(files, settings, bpe_size)
+            made = given or _train(files, settings, tokenizers.parse_bpe(tokenizer))
             notes = _make_shards(files, made, settings, output, workers or _cpus(), show_progress)
             store = _finalise(output, made, notes, {"settings": command, "inputs": _identities(files)})
             shutil.rmtree(work)
@@ -75,7 +75,31 @@ def prepare(
     return store, False
 
 
-def _finished(output: Path, command: dict, files: Sequence[InputFile]) -> TokenStore:
+def _command(tokenizer: str, settings: Settings, specials: dict) -> tuple[Tokenizer | None, dict]:
+    """The tokenizer, unless it is to be trained; and what decides the store besides the input, as it will be read back."""
+    given = None if tokenizers.parse_bpe(tokenizer) else tokenizers.load(tokenizer, **specials)
+    command = {**asdict(settings), "tokenizer": given.hash if given else tokenizer}
+    return given, json.loads(json.dumps(command))
+
+
+def _prepare_in_bucket(
+    url: str, inputs, tokenizer: str, settings: Settings, workers, show_progress: bool, **specials
+) -> tuple[TokenStore, bool]:
+    """Made below the cache folder, where an interrupted command goes on, and copied at the end."""
+    from mixlab.corpus.bucket import Bucket
+    from mixlab.corpus.bucket_store import upload_store
+
+    bucket = Bucket(url)
+    if "store.json" in bucket.names("store.json"):  # asked first: it also says when there is no such bucket
+        return _finished(url, _command(tokenizer, settings, specials)[1], readers.find(inputs)), True
+    local = cache_folder() / "outgoing" / hashlib.sha256(bucket.url.encode()).hexdigest()[:16]
+    prepare(inputs, tokenizer, local, settings, workers, show_progress, **specials)
+    store = upload_store(local, url)
+    shutil.rmtree(local)
+    return store, False
+
+
+def _finished(output: Path | str, command: dict, files: Sequence[InputFile]) -> TokenStore:
     store = TokenStore.open(output)
     preparation = store.manifest["preparation"]
     different = _different(preparation.get("settings", {}), command)
@@ -86,7 +110,8 @@ def _finished(output: Path, command: dict, files: Sequence[InputFile]) -> TokenS
             f"--output={output}: holds a store made with another {', '.join(different)}; nothing was "
             f"changed. Choose another --output, or remove that folder"
         )
-    shutil.rmtree(output / "preparing", ignore_errors=True)
+    if isinstance(output, Path):
+        shutil.rmtree(output / "preparing", ignore_errors=True)
     return store
 
 

@@ -8,8 +8,8 @@ A store is a directory:
     shards metadata/00000.arrow ... Arrow IPC, a table a shard, a row a document: id, split, bytes and the
     source's own tokenizer.json           the tokenizer, whole
 
-Files are memory-mapped. All access goes through the methods of TokenStore, so that a store in a bucket can be
-read by others of the same names.
+Files are memory-mapped. A store may also lie in a bucket, as gs://BUCKET/FOLDER or s3://BUCKET/FOLDER: see
+bucket_store.py.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mixlab.corpus import tokenizer as tokenizers
+from mixlab.corpus.cache import is_url
 from mixlab.corpus.tokenizer import Tokenizer
 from mixlab.errors import UserError
 
@@ -60,8 +61,10 @@ class TokenStore:
 
         UserError: missing, unfinished, not a store, another format version, a missing, truncated or damaged
         file."""
-        if "://" in str(path):
-            raise UserError(f"store {path}: a store is read from a local disk; copy it there first")
+        if is_url(path):
+            from mixlab.corpus.bucket_store import BucketStore
+
+            return BucketStore.connect(str(path), verify)
         path = Path(path)
         if not path.exists():
             raise UserError(f"store {path}: no such folder; make it with tools/prepare_corpus.py --output={path}")
@@ -70,23 +73,16 @@ class TokenStore:
                 raise UserError(f"store {path}: unfinished; run the prepare_corpus command that began it again")
             raise UserError(f"store {path}: not a token store (it has no store.json); give the folder of a store")
         try:
-            manifest = json.loads((path / "store.json").read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise ValueError("another format")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            text = (path / "store.json").read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise UserError(f"store {path}: store.json is damaged ({error}); prepare the corpus again") from None
-        if manifest["version"] != VERSION:
-            raise UserError(
-                f"store {path}: format version {manifest['version']}, this mixlab reads {VERSION}; "
-                f"prepare the corpus again, or use the version of mixlab that wrote it"
-            )
-        store = cls(path, manifest)
+        store = cls(path, parse_manifest(path, text))
         store._check_files(verify)
         return store
 
     def _check_files(self, verify: bool) -> None:
         remedy = "copy the store again from where it came, or prepare the corpus again"
-        for entry in _files(self.manifest):
+        for entry in files_of(self.manifest):
             file = self.path / entry["file"]
             try:
                 size = file.stat().st_size
@@ -140,6 +136,10 @@ class TokenStore:
             raise IndexError("a piece reaches outside its document")
         if int(lengths.sum()) != len(out):
             raise ValueError(f"{int(lengths.sum())} tokens in the pieces, {len(out)} in out")
+        self._copy(begins, ends, out)
+
+    def _copy(self, begins: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
+        """Tokens begins[p]:ends[p] of all shards laid end to end, each within one shard, one after the other."""
         shards = self._shards if self._shards is not None else self._map_shards()
         # A plain loop of slice copies over Python ints: several times faster than fancy indexing.
         at = 0
@@ -150,13 +150,17 @@ class TokenStore:
                 out[at:to] = tokens[begin:end]
                 at = to
             return
-        shard_P = np.searchsorted(self._shard_starts, begins, "right") - 1
-        shard_P = np.minimum(shard_P, len(shards) - 1)  # an empty piece at the very end
-        begins = begins - self._shard_starts[shard_P]
-        for shard, begin, length in zip(shard_P.tolist(), begins.tolist(), lengths.tolist(), strict=True):
-            to = at + length
-            out[at:to] = shards[shard][begin : begin + length]
+        for shard, begin, end in self._within_shards(begins, ends):
+            to = at + end - begin
+            out[at:to] = shards[shard][begin:end]
             at = to
+
+    def _within_shards(self, begins: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int, int]]:
+        """(shard, begin, end) of the same tokens, counted from the beginning of their shard."""
+        shard_P = np.searchsorted(self._shard_starts, begins, "right") - 1
+        shard_P = np.minimum(shard_P, len(self._shard_starts) - 2)  # an empty piece at the very end
+        first_P = self._shard_starts[shard_P]
+        return zip(shard_P.tolist(), (begins - first_P).tolist(), (ends - first_P).tolist(), strict=True)
 
     def _map_shards(self) -> list[np.ndarray]:
         self._shards = []
@@ -229,6 +233,22 @@ class TokenStore:
         return f"TokenStore({str(self.path)!r}, documents={self.n_documents:,}, tokens={self.n_tokens:,})"
 
 
+def parse_manifest(path: str | os.PathLike, text: str) -> dict:
+    """store.json of the store at `path`. UserError when it is damaged or of another version."""
+    try:
+        manifest = json.loads(text)
+        if manifest["format"] != FORMAT:
+            raise ValueError("another format")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"store {path}: store.json is damaged ({error}); prepare the corpus again") from None
+    if manifest["version"] != VERSION:
+        raise UserError(
+            f"store {path}: format version {manifest['version']}, this mixlab reads {VERSION}; "
+            f"prepare the corpus again, or use the version of mixlab that wrote it"
+        )
+    return manifest
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     """The type of tokens on disk, little-endian."""
     return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
@@ -240,5 +260,6 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(manifest: dict) -> Iterable[dict]:
+def files_of(manifest: dict) -> Iterable[dict]:
+    """ "file", "size" and "sha256" of every file of a store but store.json."""
     return [*manifest["shards"], *manifest["metadata"], manifest["offsets"], manifest["definition"]]

@@ -186,8 +186,8 @@ def test_what_is_not_a_store(tmp_path):
         S.TokenStore.open(tmp_path / "absent")
     with pytest.raises(UserError, match="not a token store"):
         S.TokenStore.open(tmp_path)
-    with pytest.raises(UserError, match="local disk"):
-        S.TokenStore.open("gs://bucket/corpus")
+    with pytest.raises(UserError, match="write gs://BUCKET/FOLDER"):
+        S.TokenStore.open("ftp://bucket/corpus")
     (tmp_path / "preparing").mkdir()
     with pytest.raises(UserError, match="unfinished"):
         S.TokenStore.open(tmp_path)
