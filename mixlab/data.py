@@ -109,6 +109,15 @@ def open_data(config: Config, verify: bool = False) -> Data:
     return Data(stores, tokenizer, treat(config, stream, experiments, tokenizer), held_out, experiments)
 
 
+def open_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer that a run of this configuration reads with; its text need not be there if it names a tokenizer.json or
+    "bytes". UserError when it cannot be found."""
+    if config.tokenizer is not None and not config.tokenizer.startswith("bpe:"):
+        return load(config.tokenizer)
+    name, source = next(iter(config.sources.items()))
+    return _open_store(name, source.store, config.tokenizer, verify=False).tokenizer()
+
+
 def _documents(
     config: Config, stores: dict[str, TokenStore], tokenizer: Tokenizer
 ) -> tuple[Callable[[str, FormatConfig], Documents], Chosen]:

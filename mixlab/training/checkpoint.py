@@ -100,8 +100,6 @@ class Checkpoints:
         be written (full disk, no permission), for this save or, found late, for the one before: earlier
         checkpoints are intact.
         """
-        if reserved := set(OUR_META) & set(meta):
-            raise ValueError(f"meta: {sorted(reserved)} are the checkpoint's own keys")
         self.wait()
         if step in self._sound:
             return
@@ -114,8 +112,7 @@ class Checkpoints:
             )
         arrays = {item: pure(state[item]) for item in ITEMS if item in state}
         sums = checksums(arrays)  # dispatched before the caller donates the buffers
-        record = {"format": FORMAT, "step": step, **meta, "arrays": _describe(arrays, sums)}
-        record["sha256"] = _digest(record)
+        record = make_record(step, meta, describe(arrays, sums))
         self._last = step
         with writing_checkpoints(self.directory, f"save step {step}"):
             probe(self.directory)
@@ -218,7 +215,7 @@ class Checkpoints:
         folder = self.directory / str(meta["step"]) / "params"
         (array,) = jax.tree.leaves(self._agree(name, lambda: handler.restore(folder, args=arguments)))
         tree = {name: jnp.asarray(array)}
-        if _describe(tree, checksums(tree))[name] != meta["arrays"][f"params/{name}"]:
+        if describe(tree, checksums(tree))[name] != meta["arrays"][f"params/{name}"]:
             raise DamagedError(f"params/{name}: its checksum does not match")
         return array
 
@@ -273,14 +270,14 @@ class Checkpoints:
         if abstract is None:
             abstract = nested({name.split("/", 1)[1]: _abstract(entry) for name, entry in saved.items()})
         wanted = {item: pure(abstract)}
-        if difference := _difference(saved, _describe(wanted)):
+        if difference := _difference(saved, describe(wanted)):
             raise UserError(
                 f"{self.directory}: step {step} was saved with another model or optimiser: {difference}. Use "
                 "the config of that run, or another folder for this one"
             )
         arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(wanted[item])})
         arrays = {item: self._agree(item, lambda: self._manager.restore(step, args=arguments)[item])}
-        found = _describe(arrays, checksums(arrays))
+        found = describe(arrays, checksums(arrays))
         if wrong := [name for name in saved if saved[name] != found.get(name)]:
             raise DamagedError(f"{wrong[0]}: its checksum does not match" + f" ({len(wrong)} arrays in all)")
         return fill(abstract, arrays[item])
@@ -332,7 +329,16 @@ def items(meta: dict[str, Any]) -> tuple[str, ...]:
     return tuple(item for item in ITEMS if any(name.startswith(item + "/") for name in meta["arrays"]))
 
 
-def _describe(tree, sums: dict[str, list[int]] | None = None) -> dict[str, dict]:
+def make_record(step: int, meta: dict[str, Any], arrays: dict[str, dict]) -> dict[str, Any]:
+    """What the item `meta` of a checkpoint holds: the caller's meta and the arrays as of `describe`, under a digest."""
+    if reserved := set(OUR_META) & set(meta):
+        raise ValueError(f"meta: {sorted(reserved)} are the checkpoint's own keys")
+    record = {"format": FORMAT, "step": step, **meta, "arrays": arrays}
+    return record | {"sha256": _digest(record)}
+
+
+def describe(tree, sums: dict[str, list[int]] | None = None) -> dict[str, dict]:
+    """Name of every array -> its type, shape and, where given, checksums."""
     described = {name: {"dtype": str(x.dtype), "shape": list(x.shape)} for name, x in flat(tree).items()}
     for name, pair in (sums or {}).items():
         described[name]["checksums"] = pair
