@@ -30,13 +30,17 @@ def place(tmp_path_factory):
     for name in ("configs", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     configs = dict(blocks("python"))
-    for name, mark in (("my_run", "config"), ("anneal", "anneal"), ("buckets", "buckets")):
+    for name, mark in (("my_run", "config"), ("anneal", "anneal"), ("buckets", "buckets"), ("treated", "treated")):
         (folder / f"{name}.py").write_text(configs[mark])
     (folder / "data").mkdir()
     with gzip.open(folder / "data" / "some.jsonl.gz", "wt") as file:
         for i in range(300):
             text = " ".join(f"page {i} says {j * j} and {i + j}" for j in range(i % 17 + 3))
             file.write(json.dumps({"text": text, "url": f"https://example.org/{i}", "domain": "numbers"}) + "\n")
+    facts = [
+        {"text": f"The lighthouse of island {i} was painted {colour}."} for i, colour in enumerate(("red", "white"))
+    ]
+    (folder / "data" / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
     run(folder, "python -m mixlab.train --config=configs/quickstart.py", 4)
     return folder
 
