@@ -51,6 +51,8 @@ class Batch:
     positions: int32 [B, L]; within the document, or within the row when positions do not restart.
     spans: SPAN [S]; the provenance. Every position of every row lies in exactly one span: `length` tokens of `kind` from
         `offset` on in `row`, of document `document` of source number `source` (its text or metadata from `start` on).
+    noise_keys: uint32 [B, 2], noise_scales: float32 [B]; of the noise on the rows' embeddings (see inject/noise.py), None in
+        steps without.
     """
 
     tokens: np.ndarray
@@ -59,11 +61,13 @@ class Batch:
     segment_ids: np.ndarray
     positions: np.ndarray
     spans: np.ndarray
+    noise_keys: np.ndarray | None = None
+    noise_scales: np.ndarray | None = None
 
     def arrays(self, masked: bool = True) -> dict[str, np.ndarray]:
-        """What the device needs: the [B, L] arrays by name, segment_ids only where documents are `masked`."""
+        """What the device needs: the arrays by name that there are, segment_ids only where documents are `masked`."""
         left_out = ("spans",) if masked else ("spans", "segment_ids")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        return {name: value for name, value in vars(self).items() if name not in left_out and value is not None}
 
 
 @dataclass

@@ -7,9 +7,10 @@ length of run is read directly, any slice of its rows by itself, by any number o
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from mixlab.batch import SPAN, Batch, Kind, Layout, finish, lay_out, render
 from mixlab.inject.grid import Grid
 from mixlab.inject.ledger import Placements
+from mixlab.inject.noise import Noise
 from mixlab.inject.overlay import insertions_in, overlay
 from mixlab.schedule.fixed import FixedCut, FixedRows
 from mixlab.schedule.source import Cursor, SourceRows
@@ -46,12 +48,13 @@ class _Latest(NamedTuple):
 
 
 class BatchShape(NamedTuple):
-    """What is fixed when a train step is compiled: `rows` rows of `length` tokens each over all hosts, and whether
-    segment ids mask documents from one another."""
+    """What is fixed when a train step is compiled: `rows` rows of `length` tokens each over all hosts, whether segment ids
+    mask documents from one another, and whether noise is added to embeddings."""
 
     rows: int
     length: int
     masked: bool
+    noised: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,11 @@ class Stream:
     alphabetical order.
 
     insertions: what experiments put over that (None: nothing); see `with_insertions`.   grid: the rows it may go to.
+    noises: step -> the noise that its rows get.
     """
 
     insertions: Placements | None = None
+    noises: Mapping[int, Noise] = MappingProxyType({})
 
     def __init__(
         self,
@@ -111,6 +116,12 @@ class Stream:
         other.insertions = insertions if len(insertions) else None
         return other
 
+    def with_noise(self, noises: Mapping[int, Noise]) -> "Stream":
+        """The same stream with noise on the embeddings of these steps."""
+        other = copy.copy(self)
+        other.noises = dict(noises)
+        return other
+
     @property
     def readings(self) -> list[dict[str, Reading]]:
         """Source -> reading of each stage whose rows all have one length; ValueError when there are others."""
@@ -137,7 +148,7 @@ class Stream:
         """Of the global batch of a step. Rows of one document are masked in steps that have isolated insertions."""
         stage = self.stage(step)
         inserted = stage.format.mask_documents and self.insertions is not None and self.insertions.isolates(step)
-        return BatchShape(*stage.shape(step), _masked(stage) or inserted)
+        return BatchShape(*stage.shape(step), _masked(stage) or inserted, step in self.noises)
 
     def shapes(self) -> list[BatchShape]:
         """Every shape that a step of the run has, once."""
@@ -149,7 +160,7 @@ class Stream:
                 else:
                     steps = (stage.step_of(length, number) for number in range(stage.batches(length)))
                     found += [BatchShape(rows, length, m) for m in sorted({self.insertions.isolates(s) for s in steps})]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(found + [self.shape(step) for step in self.noises]))
 
     def __getitem__(self, step: int) -> Batch:
         """The whole global batch of a step."""
@@ -174,7 +185,12 @@ class Stream:
         layout = parts[0][1] if len(parts) == 1 else _interleave(parts, count)
         if self.insertions is not None:
             layout = overlay(layout, insertions_in(self.insertions, step, first, count))
-        return finish(layout, stage.format)
+        batch = finish(layout, stage.format)
+        if step not in self.noises:
+            return batch
+        noise = self.noises[step]
+        keys, scales = noise.keys(step, np.arange(first, first + count)), np.full(count, noise.sigma, np.float32)
+        return replace(batch, noise_keys=keys, noise_scales=scales)
 
     def find(self, source: str, document: int) -> list[Place]:
         """Every place where a document of a source is read during the run, in order; nothing is scanned but its index."""
@@ -207,6 +223,9 @@ class Stream:
         if self.insertions is not None:
             for stage, inserted in zip(found, self.insertions.fingerprints, strict=True):
                 stage |= {"insertions": inserted} if inserted else {}
+        for step, noise in sorted(self.noises.items()):
+            told = found[self._stage_number(step)].setdefault("noise", [])
+            told.append([step, noise.name, noise.seed, noise.sigma])
         return found
 
     def fingerprint(self) -> str:

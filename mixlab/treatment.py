@@ -1,14 +1,18 @@
 """A run's experiments: from the configuration to what is inserted into its stream, and what they are made from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from mixlab.config import Config
 from mixlab.corpus.tokenizer import Tokenizer
 from mixlab.errors import UserError
+from mixlab.inject.control_log import Entry
 from mixlab.inject.experiments import Experiment
-from mixlab.inject.items import Group, Material
+from mixlab.inject.experiments.watermark import Watermark
+from mixlab.inject.items import Group, Material, Where
+from mixlab.inject.noise import Noise
 from mixlab.inject.placement import place
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
@@ -36,7 +40,7 @@ def open_experiments(
 
 
 def treat(config: Config, stream: Stream, experiments: Experiments, tokenizer: Tokenizer) -> Stream:
-    """The stream with the insertions of the experiments that are enabled.
+    """The stream with the insertions and the noise of the experiments that are enabled.
 
     Raises UserError, all problems at once: missing files, items that fit nowhere, windows outside the run, too much."""
     groups: dict[str, list[Group]] = {}
@@ -51,6 +55,17 @@ def treat(config: Config, stream: Stream, experiments: Experiments, tokenizer: T
         if name in enabled and hasattr(experiment, "objections"):
             others = {other: found for other, found in enabled.items() if other != name}
             problems += experiment.objections(material, others)
+    noises: dict[int, Noise] = {}
+    for name, (experiment, material) in experiments.items():
+        if name in enabled and isinstance(experiment, Watermark):
+            noise = experiment.noise(material)
+            twice = sorted(noises.keys() & set(noise.steps))
+            if twice:
+                problems.append(
+                    f"experiments.{name}: noises step {twice[0]}, and so does experiments.{noises[twice[0]].name} "
+                    f"({len(twice)} such steps); give them other steps"
+                )
+            noises |= dict.fromkeys(noise.steps, noise)
     asked = sum(_tokens(group) for found in enabled.values() for group in found)
     if asked > LARGEST_SHARE * stream.grid.tokens:
         largest = max(enabled, key=lambda name: sum(map(_tokens, enabled[name])))
@@ -60,7 +75,35 @@ def treat(config: Config, stream: Stream, experiments: Experiments, tokenizer: T
         )
     if problems:
         raise UserError("the experiments cannot be run:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    return stream.with_insertions(place(enabled, stream.grid, config.seed, tokenizer.eos_id, config.model.vocab_size))
+    placements = place(enabled, stream.grid, config.seed, tokenizer.eos_id, config.model.vocab_size)
+    return stream.with_insertions(placements).with_noise(noises)
+
+
+def follow(
+    config: Config, stream: Stream, experiments: Experiments, tokenizer: Tokenizer, entries: Sequence[Entry]
+) -> Stream:
+    """The stream with what was decided during the run, after everything that is in it: each decision (of the control log)
+    inserts into the interval that began with it, and changes nothing else.
+
+    Raises UserError where its items have no place."""
+    for entry in entries:
+        experiment, material = experiments[entry["experiment"]]
+        if entry["decision"] is None:
+            continue
+        start = entry["step"]
+        window = Where(start_step=start, end_step=min(start + experiment.every_steps, len(stream)))
+        groups = [replace(group, where=window) for group in experiment.groups_of(entry["decision"], material)]
+        placements = place(
+            {entry["experiment"]: groups},
+            stream.grid,
+            config.seed,
+            tokenizer.eos_id,
+            config.model.vocab_size,
+            before=stream.insertions,
+            decided_at=start,
+        )
+        stream = stream.with_insertions(placements)
+    return stream
 
 
 def _tokens(group: Group) -> int:

@@ -18,6 +18,8 @@ from mixlab.parallel.mesh import global_batch, host_rows, replicated
 from mixlab.training.state import Layout
 from mixlab.training.step import make_input_gradients, make_token_losses
 
+REMEMBERED_BYTES = 2**29  # of answers of one step, in host memory
+
 
 class Probing:
     """The functions that answer probes, compiled on first use and kept for the whole run.
@@ -53,12 +55,14 @@ class Probing:
 
 
 class ProbedModel:
-    """`inject.probe.Model` of one step. The same question asked again is not computed again."""
+    """`inject.probe.Model` of one step. The same question asked again is not computed again, up to REMEMBERED_BYTES of answers:
+    a probe's numbers and its details are often of the same answers."""
 
     def __init__(self, probing: Probing, params, step: int):
         self._on, self._params, self.step = probing, params, step
         self.width = probing.config.d_model
-        self._answers: dict[str, list[np.ndarray] | np.ndarray] = {}
+        self._answers: dict[str, list[np.ndarray]] = {}
+        self._remembered_bytes = 0
 
     def log_probabilities(self, contexts: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As the protocol has it. Of a context that does not fit into the model's with its target, the end is read.
@@ -97,22 +101,25 @@ class ProbedModel:
         self, prompts: Sequence[np.ndarray], tokens: int, temperature: float, seed: int, samples: int = 1
     ) -> np.ndarray:
         """As the protocol has it; at temperature 0 as `greedy`."""
-        return self._once(self._sample, prompts, tokens, temperature, seed, samples)
+        (texts,) = self._once(self._sample, prompts, tokens, temperature, seed, samples)
+        return texts
 
-    def _sample(self, prompts, tokens, temperature, seed, samples) -> np.ndarray:
+    def _sample(self, prompts, tokens, temperature, seed, samples) -> list[np.ndarray]:
         bos = [] if self._on.bos_id is None else [self._on.bos_id]
         filled = [np.asarray(prompt if len(prompt) else bos, np.int32) for prompt in prompts]
-        return self._on.generate(self._params, filled, tokens, temperature, seed, samples)
+        return [self._on.generate(self._params, filled, tokens, temperature, seed, samples)]
 
     def input_gradients(self, rows: np.ndarray) -> np.ndarray:
         """As the protocol has it. [N, L, D] is held in host memory: ask for some rows at a time."""
+        (gradients,) = self._once(self._input_gradients, rows)
+        return gradients
+
+    def _input_gradients(self, rows) -> list[np.ndarray]:
         tokens = np.asarray(rows, np.int32)
-        following = np.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-        batch = _whole_rows(tokens, following)
-        batch["loss_weights"][:] = np.where(
-            np.arange(tokens.shape[1]) < tokens.shape[1] - 1, 1 / (tokens.shape[1] - 1), 0
-        )
-        return self._on.batched(lambda batch: self._on.gradients(self._params, batch), self._on.rows, batch)
+        length = tokens.shape[1]
+        batch = _whole_rows(tokens, np.pad(tokens[:, 1:], ((0, 0), (0, 1))))
+        batch["loss_weights"][:] = np.where(np.arange(length) < length - 1, 1 / (length - 1), 0)
+        return [self._on.batched(lambda batch: self._on.gradients(self._params, batch), self._on.rows, batch)]
 
     def noise(self, keys: np.ndarray, length: int) -> np.ndarray:
         """uint32 [N, 2] -> float32 [N, length, D]: the noise of these keys before scaling, as training adds it to rows of
@@ -120,18 +127,20 @@ class ProbedModel:
         on = self._on
         return on.batched(lambda batch: on.noise(batch["keys"], length, self.width), on.rows, {"keys": keys})
 
-    def _once(self, function: Callable, *question):
-        name = hashlib.sha256(repr(function.__name__).encode())
+    def _once(self, function: Callable[..., list[np.ndarray]], *question) -> list[np.ndarray]:
+        name = hashlib.sha256(function.__name__.encode())
         for part in question:
-            arrays = part if isinstance(part, Sequence) else [np.asarray(part)]
-            for array in map(np.asarray, arrays):
+            for array in map(np.asarray, part if isinstance(part, Sequence) else [part]):
                 name.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
             name.update(b";")
         key = name.hexdigest()
-        if key not in self._answers:
-            self._answers[key] = function(*question)
-        answer = self._answers[key]
-        return answer.copy() if isinstance(answer, np.ndarray) else [array.copy() for array in answer]
+        if key in self._answers:
+            return [array.copy() for array in self._answers[key]]
+        answer = function(*question)
+        self._remembered_bytes += sum(array.nbytes for array in answer)
+        if self._remembered_bytes <= REMEMBERED_BYTES:
+            self._answers[key] = [array.copy() for array in answer]
+        return answer
 
 
 def _whole_rows(tokens_NxL: np.ndarray, targets_NxL: np.ndarray) -> dict[str, np.ndarray]:

@@ -84,16 +84,29 @@ def decide(
 
     probe: its probe's result; None when the probe failed. Then, or when the experiment fails itself, its last decision and
     state stay in force, whatever happened; before any decision nothing is inserted (decision None)."""
-    earlier = log.of(name)
-    before = {key: earlier[-1][key] if earlier else default for key, default in (("state", {}), ("decision", None))}
-    entry = {"step": step, "experiment": name, "probe": probe}
+    state, decision = _last(log, name)
+    entry = {"step": step, "experiment": name, "probe": probe, "state": state, "decision": decision}
     if probe is None:
-        return log.append(entry | before | {"failed": "its probe failed"})
+        return log.append(entry | {"failed": "its probe failed"})
     try:
-        state, decision = experiment.decide(before["state"], probe, step, steps)
+        state, decision = experiment.decide(state, probe, step, steps)
         return log.append(entry | {"state": state, "decision": decision})
     except Exception as error:
-        return log.append(entry | before | {"failed": f"{type(error).__name__}: {error}"})
+        return log.append(entry | {"failed": f"{type(error).__name__}: {error}"})
+
+
+def insert_nothing(
+    log: ControlLog, name: str, probe: dict[str, float] | None, step: int, error: Exception
+) -> ControlLog:
+    """The log where a decision could not be carried out: none is in force, and the state is as before."""
+    entry = {"step": step, "experiment": name, "probe": probe, "state": _last(log, name)[0], "decision": None}
+    return log.append(entry | {"failed": f"{type(error).__name__}: {error}"})
+
+
+def _last(log: ControlLog, name: str) -> tuple[dict, Any]:
+    """State and decision in force of an experiment."""
+    earlier = log.of(name)
+    return (earlier[-1]["state"], earlier[-1]["decision"]) if earlier else ({}, None)
 
 
 def _finite(value: Any) -> Any:

@@ -3,38 +3,41 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
-from mixlab import loader
 from mixlab.config import Config, to_json
 from mixlab.corpus.cache import cache_folder
 from mixlab.data import Data
 from mixlab.errors import EXIT_DIVERGED, EXIT_PREEMPTED, UserError
 from mixlab.evals.evaluation import Evaluation
-from mixlab.model.size import flops_per_token
+from mixlab.evals.norms import compile_weight_norms
+from mixlab.evals.probes import Probed, ProbeRunner
+from mixlab.evals.probing import Probing
+from mixlab.inject.control_log import ControlLog, read_log
 from mixlab.parallel.mesh import global_batch, make_mesh
 from mixlab.plan import as_text, make_plan
 from mixlab.report.page import write_report
 from mixlab.report.runs import read_run
 from mixlab.report.spikes import spike_scores
 from mixlab.run_folder import RunFolder
+from mixlab.stream import BatchShape
 from mixlab.training.checkpoint import Checkpoints
+from mixlab.training.control import Control
 from mixlab.training.history import History
-from mixlab.training.metrics import MetricsLog, mfu
+from mixlab.training.metrics import MetricsLog
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.progress import Progress
+from mixlab.training.recorder import Diverged, Recorder
 from mixlab.training.signals import StopSignal
 from mixlab.training.start import load_origin
-from mixlab.training.state import State, create_state, plan_state
+from mixlab.training.state import Layout, State, create_state, plan_state
 from mixlab.training.step import compile_train_step, make_train_step
-
-
-class Diverged(Exception):
-    """Loss or gradient is not finite and the policy says stop."""
 
 
 def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ...] = ()) -> int:
@@ -73,10 +76,10 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         else:
             state, read = create_state(config.model, optimizer, layout, config.seed), []
         first = int(state["step"])
+        decided = read_log(workdir / "control.jsonl", meta["control_log"]) if restored else ControlLog()
+        control = Control(config, data, decided, workdir)
+        tools = _Tools.make(config, data, layout, optimizer, control, workdir)
         history = History(data.stream, first, read)
-        evaluation = Evaluation(config, data, layout)
-        train_step = make_train_step(config, optimizer, layout)
-        executables = {shape: compile_train_step(train_step, layout, *shape) for shape in data.stream.shapes()}
         with (
             MetricsLog(
                 workdir,
@@ -86,22 +89,22 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
             ) as log,
             Progress(config.total_steps, first, every_seconds=config.logging.console_every_seconds) as progress,
         ):
-            recorder = _Recorder(config, data, log, progress, first)
             for note in (f"going on from step {first:,}",) if restored else origin.notes if origin else ():
                 progress.note(note)
-            if not restored and config.evaluation.every_steps:
-                recorder.begin(evaluation.scores(state["params"]))
+            recorder = Recorder(config, data, log, progress, first)
+            run = _Run(config, data, layout, tools, control, checkpoints, recorder, history, folder, progress.note)
+            run.begin(state["params"], first, restored is not None)
             if not (workdir / "baselines.json").exists():
-                folder.write("baselines.json", json.dumps(evaluation.baselines(), indent=2) + "\n")
+                folder.write("baselines.json", json.dumps(tools.evaluation.baselines(), indent=2) + "\n")
             try:
-                state = _run(config, data, layout, state, executables, evaluation, checkpoints, stop, recorder, history)
+                state = run.train(state, stop)
             except Diverged as error:
                 progress.note(str(error))
                 folder.note(exit="diverged", spike_score=spike_scores(read_run(workdir)))
                 return EXIT_DIVERGED
         done = int(state["step"])
         checkpoints.wait()
-        samples = evaluation.samples(state["params"]) if done == config.total_steps else []
+        samples = tools.evaluation.samples(state["params"]) if done == config.total_steps else []
     facts = folder.facts()
     folder.note(seconds=round(facts["seconds"] + time.monotonic() - began, 1), finished=_now())
     folder.note(spike_score=spike_scores(read_run(workdir)))  # from the record, which outlives interruptions
@@ -115,110 +118,115 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     return 0
 
 
-def _run(config, data, layout, state, executables, evaluation, checkpoints, stop, recorder, history) -> State:
-    """Steps from the state's step to the end, or until asked to stop; the state returned is saved."""
-    stream, total, first = data.stream, config.total_steps, int(state["step"])
-    recorder.resume_clock()
-    for step, local in loader.batches(stream, first, config.loader, jax.process_index(), jax.process_count()):
-        stage, shape = stream.stage(step), stream.shape(step)
-        batch = global_batch(layout.mesh, local, shape.rows)
-        state, metrics = executables[shape](state, batch)
-        recorder.add(step + 1, stage, metrics)  # waits for the step before this one, not for this one
-        done = step + 1
-        stopping = stop.requested(done)
-        scoring = done == total or _due(done, config.evaluation.every_steps)
-        saving = done == total or stopping or _due(done, config.checkpoint.every_steps)
-        if scoring or saving:
-            recorder.stop_clock()
-            scores = evaluation.scores(state["params"]) if scoring else {}
-            recorder.flush(scores)  # on disk before the checkpoint, so that a resumed run lacks no record
-            if saving:
-                checkpoints.save(done, state, _meta(config, data, recorder.tokens, history.until(done)))
-            recorder.resume_clock()
-        if stopping:
-            break
-    return state
+@dataclass(frozen=True)
+class _Tools:
+    """What a run computes with; compiled before its first step, for every shape of batch."""
+
+    executables: dict[BatchShape, Callable]
+    evaluation: Evaluation
+    probes: ProbeRunner
+    norms: Callable
+
+    @classmethod
+    def make(cls, config: Config, data: Data, layout: Layout, optimizer, control: Control, workdir: Path) -> "_Tools":
+        step = make_train_step(config, optimizer, layout)
+        bos_id = data.tokenizer.bos_id if data.stream.stages[-1].format.bos else None
+        probes = {name: experiment.probes(material) for name, (experiment, material) in data.experiments.items()}
+        return cls(
+            {shape: compile_train_step(step, layout, *shape) for shape in control.shapes()},
+            Evaluation(config, data, layout),
+            ProbeRunner(probes, Probing(config, layout, bos_id), workdir / "probes", config.total_steps),
+            compile_weight_norms(layout),
+        )
 
 
-class _Recorder:
-    """Writes the metrics of a step when the next one has been dispatched, so that reading them holds nothing up."""
+class _Run:
+    """The steps of a run, and what is done between them."""
 
-    def __init__(self, config: Config, data: Data, log: MetricsLog, progress: Progress, first: int):
-        self._config, self._log, self._progress, self._first = config, log, progress, first
-        self._stages = data.stream.stages
-        self.tokens = sum(s.tokens_per_step * min(max(first - s.first_step, 0), s.steps) for s in self._stages)
-        self._waiting: tuple | None = None
-        self._skipped_in_a_row = 0
-        self._last = time.perf_counter()
-        self._ended: float | None = None  # when the waiting step did, if that is known
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        layout: Layout,
+        tools: _Tools,
+        control: Control,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        history: History,
+        folder: RunFolder,
+        tell: Callable[[str], None],
+    ):
+        self._config, self._data, self._layout, self._tools, self._control = config, data, layout, tools, control
+        self._checkpoints, self._recorder, self._history = checkpoints, recorder, history
+        self._folder, self._tell = folder, tell
 
-    def begin(self, scores: dict[str, float]) -> None:
-        """The record of the step the run begins at (0, or a branch's): held-out scores before any training."""
-        self._log.add(self._first, {"tokens": self.tokens} | scores)
-        self._log.flush()
-        self._tell(self._first, scores)
-
-    def add(self, step: int, stage, metrics) -> None:
-        self.flush({})
-        self.tokens += stage.tokens_per_step
-        self._waiting = (step, stage, metrics)
-
-    def flush(self, scores: dict[str, float]) -> None:
-        """Writes the step that is waiting, together with the held-out scores made after it, if any."""
-        if self._waiting is None:
+    def begin(self, params, step: int, restored: bool) -> None:
+        """What comes before the first step of this process."""
+        if restored and not self._control.due(step):
             return
-        step, stage, metrics = self._waiting
-        values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-        now = time.perf_counter() if self._ended is None else self._ended
-        self._waiting = self._ended = None
-        seconds, self._last = now - self._last, now
-        speed = stage.tokens_per_step / seconds
-        length = stage.shape(step - 1)[1]
-        utilisation = mfu(flops_per_token(self._config.model, length), speed, jax.devices())
-        perf = {"perf/step_seconds": seconds, "perf/tokens_per_second": speed}
-        perf |= {} if utilisation is None else {"perf/mfu": utilisation}
-        buckets = {}
-        if stage.curriculum is not None:  # the loss of short rows is higher, and their steps are quicker
-            buckets = {
-                "train/sequence_length": length,
-                f"train/bucket_{length}/loss": values["train/loss"],
-                f"perf/bucket_{length}/step_seconds": seconds,
-            }
-        self._log.add(step, {"tokens": self.tokens} | values | perf | buckets | scores)
-        self._log.flush()
-        self._progress.update(step, values["train/loss"], speed, utilisation)
-        self._tell(step, scores)
-        self._react(step, values)
+        scoring = bool(self._config.evaluation.every_steps) and not restored
+        scores, probed = self._look(params, step, scoring, starting=not restored)
+        if scores and not restored:  # of a restored one that was to end here, the record is written
+            self._recorder.begin(scores)
+        self._decide(step, probed)
 
-    def stop_clock(self) -> None:
-        """Before work between two steps that is not a step's own (evaluation, saving): the waiting step ends here."""
-        if self._waiting is not None:
-            jax.block_until_ready(self._waiting[2])
-            self._ended = time.perf_counter()
+    def train(self, state: State, stop: StopSignal) -> State:
+        """Steps from the state's step to the end, or until asked to stop; the state returned is saved."""
+        config, control, total = self._config, self._control, self._config.total_steps
+        self._recorder.resume_clock()
+        for step, local in control.batches(int(state["step"])):
+            stage, shape = control.stream.stage(step), control.stream.shape(step)
+            state, metrics = self._tools.executables[shape](state, global_batch(self._layout.mesh, local, shape.rows))
+            self._recorder.add(step + 1, stage, metrics)  # waits for the step before this one, not for this one
+            done = step + 1
+            stopping = stop.requested(done)
+            scoring = done == total or _due(done, config.evaluation.every_steps)
+            saving = done == total or stopping or _due(done, config.checkpoint.every_steps)
+            if scoring or saving or self._tools.probes.due(done) or control.due(done):
+                self._recorder.stop_clock()
+                scores, probed = self._look(state["params"], done, scoring)
+                self._recorder.flush(scores)  # on disk before the checkpoint, so that a resumed run lacks no record
+                self._decide(done, probed)
+                if saving:
+                    self._checkpoints.save(done, state, self._meta(done))
+                self._recorder.resume_clock()
+            if stopping:
+                break
+        return state
 
-    def resume_clock(self) -> None:
-        """After such work."""
-        self._last = time.perf_counter()
+    def _look(self, params, step: int, scoring: bool, starting: bool = False) -> tuple[dict[str, float], Probed]:
+        """Everything measured between two steps, and what the probes have found of it."""
+        scores = {}
+        if scoring:
+            norms = jax.device_get(self._tools.norms(params))
+            scores = self._tools.evaluation.scores(params) | {name: float(value) for name, value in norms.items()}
+        probed = self._tools.probes.run(params, step, starting, self._control.due(step))
+        for failure in probed.failures:
+            self._tell("step {:,}: probe {probe} of experiment {experiment} failed: {error}".format(step, **failure))
+        if probed.failures:
+            earlier = [one for one in self._folder.facts().get("probe_failures", []) if one["step"] < step]
+            self._folder.note(probe_failures=earlier + [{"step": step} | failure for failure in probed.failures])
+        return scores | probed.metrics, probed
 
-    def _tell(self, step: int, scores: dict[str, float]) -> None:
-        if scores:
-            value, error = scores["eval/macro/bits_per_byte"], scores["eval/macro/bits_per_byte_se"]
-            self._progress.note(
-                f"step {step:,}  held-out bits per byte {value:.3f} ± {error:.3f} (mean of the domains)"
-            )
+    def _decide(self, step: int, probed: Probed) -> None:
+        found = {name: self._tools.probes.control(name, probed) for name in self._control.due(step)}
+        for entry in self._control.decide(step, found):
+            if "failed" in entry:
+                self._tell(
+                    f"step {step:,}: experiment {entry['experiment']} could not decide ({entry['failed']}); what it "
+                    "decided last holds on"
+                )
 
-    def _react(self, step: int, values: dict[str, float]) -> None:
-        if not values["train/skipped"]:
-            self._skipped_in_a_row = 0
-            return
-        self._skipped_in_a_row += 1
-        settings = self._config.training
-        what = f"step {step:,}: the loss or its gradient is not finite"
-        if settings.on_non_finite == "stop":
-            raise Diverged(f"{what}; stopping, as training.on_non_finite says. The last checkpoint is from before it")
-        self._progress.note(f"{what}; the update is skipped ({self._skipped_in_a_row} in a row)")
-        if self._skipped_in_a_row >= settings.max_skipped_steps:
-            raise Diverged(f"stopping after {self._skipped_in_a_row} skipped updates in a row")
+    def _meta(self, done: int) -> dict:
+        """What a checkpoint remembers besides the arrays."""
+        return {
+            "tokens": self._recorder.tokens,
+            "stream": self._data.stream.fingerprint(),
+            "read": self._history.until(done),
+            "tokenizer": {"name": self._data.tokenizer.name, "hash": self._data.tokenizer.hash},
+            "config_sha256": hashlib.sha256(to_json(self._config).encode()).hexdigest(),
+            "control_log": self._control.log.meta(),
+        }
 
 
 def _check_rows(config: Config, data: Data, mesh: Mesh) -> None:
@@ -242,18 +250,6 @@ def _check_rows(config: Config, data: Data, mesh: Mesh) -> None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _meta(config: Config, data: Data, tokens: int, read: list[dict]) -> dict:
-    """What a checkpoint remembers besides the arrays. The control log is empty until something decides during a run."""
-    return {
-        "tokens": tokens,
-        "stream": data.stream.fingerprint(),
-        "read": read,
-        "tokenizer": {"name": data.tokenizer.name, "hash": data.tokenizer.hash},
-        "config_sha256": hashlib.sha256(to_json(config).encode()).hexdigest(),
-        "control_log": {"entries": 0, "sha256": hashlib.sha256(b"").hexdigest()},
-    }
 
 
 def _check_stream(meta: dict, data: Data, allow_change: tuple[str, ...]) -> None:

@@ -75,11 +75,11 @@ def weights(place, name):
 def whole(place):
     """The run's metrics, and what it compiled: {"steps": executables by shape, "later": programs after the first step}."""
     compiled: dict = {"later": []}
-    compile_step, add = loop.compile_train_step, loop._Recorder.add
+    compile_step, add = loop.compile_train_step, loop.Recorder.add
 
-    def compile_and_tell(function, layout, rows, length, masked):
+    def compile_and_tell(function, layout, rows, length, *more):
         assert "counting" not in compiled
-        executable = compile_step(function, layout, rows, length, masked)
+        executable = compile_step(function, layout, rows, length, *more)
         compiled.setdefault("steps", {})[rows, length] = executable
         return executable
 
@@ -94,7 +94,7 @@ def whole(place):
     jax.monitoring.register_event_duration_secs_listener(on_compile)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "compile_train_step", compile_and_tell)
-        patch.setattr(loop._Recorder, "add", add_and_count)
+        patch.setattr(loop.Recorder, "add", add_and_count)
         lines = run(place, "whole")
     compiled["counting"] = False
     return lines, compiled

@@ -16,7 +16,7 @@ from mixlab import errors, train
 from mixlab.corpus import tokenizer
 from mixlab.data import open_data
 from mixlab.parallel.mesh import make_mesh
-from mixlab.training import loop
+from mixlab.training import control, loop
 from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.history import History, first_difference
 from mixlab.training.optimizer import make_optimizer
@@ -121,9 +121,9 @@ def run_killed(monkeypatch, step, *args, **keys):
                 raise KilledError
             yield at, local
 
-    read = loop.loader.batches
+    read = control.loader.batches
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(loop, "loader", SimpleNamespace(batches=batches))
+        patch.setattr(control, "loader", SimpleNamespace(batches=batches))
         train.main(arguments(*args, **keys))
 
 

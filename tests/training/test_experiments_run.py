@@ -1,0 +1,180 @@
+"""Experiments inside real runs: probes change nothing, decisions survive kills, noise is where it belongs."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+
+from mixlab import train
+from mixlab.inject.experiments.knowledge import Knowledge
+from mixlab.inject.probe import Probe
+from mixlab.training import control, loop
+from mixlab.training.checkpoint import Checkpoints
+from tests.stores import some_texts, write_store
+
+STEPS = 12
+CONFIG = """
+from mixlab.model.presets import llama
+
+def get_config(arg=""):
+    return dict(
+        name="treated",
+        sources=dict(text=dict(store={store!r})),
+        model=llama(layers=1, d_model=16, heads=2, vocab_size=259, context_length=384),
+        stages=[dict(name="main", steps={steps}, sequence_length=384, tokens_per_step=1536)],
+        schedule=dict(kind="constant", peak=3e-3),
+        checkpoint=dict(every_steps=3, keep_last=9),
+        evaluation=dict(every_steps=6, tokens_per_domain=600, rows=4, sample_tokens=0),
+        experiments=dict(
+            facts=dict(kind="knowledge", every_steps=4, target=0.5, first_texts=2, facts=2, paraphrases=40),
+            marks=dict(kind="watermark", steps=[5, 9], sigma=0.5, windows=1, rows_per_window=6, probe_every_steps=5),
+        ),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("treated")
+    store = write_store(folder / "store", [" ".join(some_texts(6 + i)) for i in range(24)])
+    (folder / "config.py").write_text(CONFIG.format(store=str(store), steps=STEPS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXLAB_CACHE", str(folder / "cache"))
+        yield folder
+
+
+def run(place, name, *more):
+    return train.main([f"--config={place / 'config.py'}", f"--workdir={place / name}", *more])
+
+
+def lines(place, name):
+    """metrics.jsonl without what depends on the clock."""
+    found = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in found]
+
+
+def weights(place, name):
+    with Checkpoints(place / name / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.meta(STEPS)["arrays"]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The run, and what it did in which order: ("read", step) or ("decide", step)."""
+    order = []
+    read, decide = control.loader._HostBatches.__getitem__, control.Control.decide
+
+    def reading(self, index):
+        order.append(("read", self._first + int(index)))
+        return read(self, index)
+
+    def deciding(self, step, probes):
+        order.extend([("decide", step)] if self.due(step) else [])
+        return decide(self, step, probes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control.loader._HostBatches, "__getitem__", reading)
+        patch.setattr(control.Control, "decide", deciding)
+        assert run(place, "whole") == 0
+    return order
+
+
+def test_nothing_is_read_ahead_of_a_decision(whole):
+    for step in (0, 4, 8):
+        at = whole.index(("decide", step))
+        assert {s for what, s in whole[:at] if what == "read"} == set(range(step))
+    assert len(whole) == STEPS + 3
+
+
+def test_probes_are_in_the_record_when_they_are_due(place, whole):
+    found = lines(place, "whole")
+    assert [line["step"] for line in found] == list(range(STEPS + 1))
+    assert [line["step"] for line in found if "probe/facts/probability" in line] == [0, 4, 8, 12]
+    assert [line["step"] for line in found if "probe/marks/1/mean" in line] == [0, 5, 10, 12]
+    assert [line["step"] for line in found if "train/weight_norm/hidden" in line] == [0, 6, 12]
+    assert not any(key.endswith("/failed") for line in found for key in line)
+    clocks = [json.loads(line) for line in (place / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in clocks if "perf/probe_seconds" in line] == [0, 4, 5, 8, 10, 12]
+    with np.load(place / "whole" / "probes" / "marks-10.npz") as kept:
+        assert kept["outcome"].shape == (6,) and kept["held_out"].shape == (6,)
+
+
+def test_decisions_insert_into_their_own_interval(place, whole):
+    entries = [json.loads(line) for line in (place / "whole" / "control.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [0, 4, 8]
+    assert [entry["decision"] for entry in entries] == [
+        {"first": 0, "texts": 2}, {"first": 2, "texts": 4}, {"first": 6, "texts": 8},
+    ]  # fmt: skip
+    ledger = parquet.read_table(place / "whole" / "ledger.parquet").to_pylist()
+    intervals = [row["step"] // 4 for row in ledger]
+    assert {name: intervals.count(name) for name in set(intervals)} == {0: 2, 1: 4, 2: 8}
+    with Checkpoints(place / "whole" / "checkpoints", read_only=True) as checkpoints:
+        assert [checkpoints.meta(step)["control_log"]["entries"] for step in (3, 6, 9, 12)] == [1, 2, 3, 3]
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing in the project catches it."""
+
+
+def test_killed_twice_it_is_the_same_run(place, whole, monkeypatch):
+    read = control.loader.batches
+    for last in (5, 10):  # after a decision that no checkpoint knows; and after a resume, before the next decision
+
+        def batches(*rest, last=last):
+            for step, local in read(*rest):
+                if step > last:
+                    raise KilledError
+                yield step, local
+
+        with monkeypatch.context() as patch, pytest.raises(KilledError):
+            patch.setattr(control, "loader", SimpleNamespace(batches=batches))
+            run(place, "killed")
+    path = place / "killed" / "control.jsonl"
+    path.write_text(path.read_text() + '{"step": 9')  # torn
+    assert run(place, "killed") == 0
+    assert lines(place, "killed") == lines(place, "whole")
+    assert path.read_text() == (place / "whole" / "control.jsonl").read_text()
+    assert weights(place, "killed") == weights(place, "whole")
+    assert run(place, "killed") == 0 and path.read_text() == (place / "whole" / "control.jsonl").read_text()
+
+
+def test_without_probes_that_decide_nothing_training_is_bitwise_the_same(place, whole, monkeypatch):
+    monkeypatch.setattr(loop.ProbeRunner, "due", lambda *_, **__: {})
+    assert run(place, "unwatched") == 0
+    assert not any(key.startswith("probe/marks") for line in lines(place, "unwatched") for key in line)
+    for one, other in zip(lines(place, "unwatched"), lines(place, "whole"), strict=True):
+        assert one.items() <= other.items()
+    assert weights(place, "unwatched") == weights(place, "whole")
+
+
+def test_probes_and_controllers_that_fail_do_not_stop_the_run(place, whole, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("cannot say")
+
+    probes = Knowledge.probes
+    monkeypatch.setattr(Knowledge, "probes", lambda self, m: [*probes(self, m), Probe("broken", fail, every_steps=6)])
+    monkeypatch.setattr(Knowledge, "decide", fail)
+    assert run(place, "failing") == 0
+    assert [line["step"] for line in lines(place, "failing") if "probe/facts/failed" in line] == [0, 6, 12]
+    assert [line["step"] for line in lines(place, "failing") if "probe/facts/accuracy" in line] == [0, 4, 8, 12]
+    output = capsys.readouterr().out
+    assert "probe broken of experiment facts failed: RuntimeError: cannot say" in output
+    assert "experiment facts could not decide (RuntimeError: cannot say)" in output
+    failures = json.loads((place / "failing" / "run.json").read_text())["probe_failures"]
+    assert [failure["step"] for failure in failures] == [0, 6, 12]
+    assert not (place / "failing" / "ledger.parquet").exists()
+
+
+def test_the_control_run_is_probed_and_reads_no_noise(place, whole):
+    assert run(place, "control", "--config.experiments_enabled=()") == 0
+    treated, untreated = lines(place, "whole"), lines(place, "control")
+    assert not (place / "control" / "control.jsonl").exists()
+    probes = [
+        [sorted(key for key in line if key.startswith("probe/")) for line in found] for found in (treated, untreated)
+    ]
+    assert probes[0] == probes[1]
+    differ = [a["step"] for a, b in zip(treated, untreated, strict=True) if a.get("train/loss") != b.get("train/loss")]
+    first = min(row["step"] for row in parquet.read_table(place / "whole" / "ledger.parquet").to_pylist())
+    assert differ[0] == first + 1
