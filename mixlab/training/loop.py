@@ -17,8 +17,7 @@ from mixlab.data import Data
 from mixlab.errors import EXIT_DIVERGED, EXIT_PREEMPTED, UserError
 from mixlab.evals.evaluation import Evaluation
 from mixlab.evals.norms import compile_weight_norms
-from mixlab.evals.probes import Probed, ProbeRunner
-from mixlab.evals.probing import Probing
+from mixlab.evals.probes import Probed, ProbeRunner, open_probes
 from mixlab.inject.control_log import ControlLog, read_log
 from mixlab.parallel.mesh import global_batch, make_mesh
 from mixlab.plan import as_text, make_plan
@@ -130,12 +129,10 @@ class _Tools:
     @classmethod
     def make(cls, config: Config, data: Data, layout: Layout, optimizer, control: Control, workdir: Path) -> "_Tools":
         step = make_train_step(config, optimizer, layout)
-        bos_id = data.tokenizer.bos_id if data.stream.stages[-1].format.bos else None
-        probes = {name: experiment.probes(material) for name, (experiment, material) in data.experiments.items()}
         return cls(
             {shape: compile_train_step(step, layout, *shape) for shape in control.shapes()},
             Evaluation(config, data, layout),
-            ProbeRunner(probes, Probing(config, layout, bos_id), workdir / "probes", config.total_steps),
+            open_probes(config, data, layout, workdir),
             compile_weight_norms(layout),
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from mixlab import train
+from mixlab import errors, probe, train
 from mixlab.inject.experiments.knowledge import Knowledge
 from mixlab.inject.probe import Probe
 from mixlab.training import control, loop
@@ -178,3 +178,33 @@ def test_the_control_run_is_probed_and_reads_no_noise(place, whole):
     differ = [a["step"] for a, b in zip(treated, untreated, strict=True) if a.get("train/loss") != b.get("train/loss")]
     first = min(row["step"] for row in parquet.read_table(place / "whole" / "ledger.parquet").to_pylist())
     assert differ[0] == first + 1
+
+
+def test_probes_of_checkpoints_are_those_of_the_run(place, whole, capsys):
+    command = [f"--workdir={place / 'whole'}", "--json"]
+    assert probe.main([*command, "--steps=all", "--experiment=facts"]) == 0
+    later = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["step"] for line in later] == [3, 6, 9, 12]
+    in_run = lines(place, "whole")[12]
+    names = {key for key in in_run if key.startswith("probe/facts/")}
+    assert names == {key for key in later[-1] if key.startswith("probe/")}
+    assert all(later[-1][name] == in_run[name] for name in names)
+    before = sorted(path.name for path in (place / "whole").rglob("*"))
+    assert probe.main(command[:1]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("step 12\n") and "probe/marks/held_out/mean" in output and "probe/facts/accuracy" in output
+    assert sorted(path.name for path in (place / "whole").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("--experiment=fact", "did you mean 'facts'?"),
+        ("--steps=some", "--steps=3,12"),
+        ("--steps=4", "it has [3, 6, 9, 12]"),
+        ("--config.seed=3", "may differ from the run's"),
+    ],
+)
+def test_mistakes_of_the_command_are_told(place, whole, capsys, more, told):
+    assert errors.run(probe.main, [f"--workdir={place / 'whole'}", more]) == 2
+    assert told in capsys.readouterr().err
