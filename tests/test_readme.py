@@ -30,8 +30,9 @@ def place(tmp_path_factory):
     for name in ("configs", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     configs = dict(blocks("python"))
-    for name, mark in (("my_run", "config"), ("anneal", "anneal"), ("buckets", "buckets"), ("treated", "treated")):
-        (folder / f"{name}.py").write_text(configs[mark])
+    for name in ("anneal", "buckets", "meco", "treated"):
+        (folder / f"{name}.py").write_text(configs[name])
+    (folder / "my_run.py").write_text(configs["config"])
     (folder / "data").mkdir()
     with gzip.open(folder / "data" / "some.jsonl.gz", "wt") as file:
         for i in range(300):
@@ -52,6 +53,8 @@ def run(place, command, steps):
     if "anneal.py" in command:
         command += " --config.stages.1.steps=2 --config.checkpoint.every_steps=4"
         command = command.replace("start.step=160", "start.step=4")
+    if "mixlab.train --config=meco.py" in command:
+        command += " --config.stages.1.steps=2"
     command = command.replace("--seeds=0,1,2", "--seeds=0")
     arguments = shlex.split(command)
     assert arguments[0] == "python"

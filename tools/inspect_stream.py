@@ -117,7 +117,7 @@ def _rows_text(step: int, rows: list[dict]) -> str:
             if "experiment" in span:
                 place += f" {span['experiment']}: item {span['item']}, copy {span['copy']}"
             lines.append(place + f"  (loss on {span['loss_tokens']})")
-            if span["kind"] in ("text", "inserted"):
+            if span["kind"] in ("text", "metadata", "inserted"):
                 lines += ["        │ " + line for line in span["text"].splitlines() or [""]]
     return "\n".join(lines)
 

@@ -148,7 +148,10 @@ def metrics_of(conditional: ConditionalSets, nll: Mapping[str, np.ndarray]) -> d
             groups |= {f"seen_{decade}": some & (decades == decade) for decade in np.unique(decades[some]).tolist()}
             for name, here in groups.items():
                 parts.setdefault(name, []).append(((there - without)[here], tokens[here]))
-        for name, pairs in parts.items():
+        bins = sorted((name for name in parts if name.startswith("seen_")), key=lambda name: int(name[5:]))
+        sets = [s.name for s in conditional.sets["true"]]
+        for name in (*sets, "micro", *bins):
+            pairs = parts[name]
             difference, tokens = (np.concatenate(column) for column in zip(*pairs, strict=True))
             loss, loss_se = ratio(difference, tokens)
             values = {"loss": loss, "loss_se": loss_se, "tokens": int(tokens.sum()), "documents": len(tokens)}
