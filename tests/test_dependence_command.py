@@ -53,6 +53,7 @@ def test_the_matrix_of_a_run(place, trunk, capsys):
     losses = {part: np.array(of_part) for part, of_part in values["losses"].items()}
     assert set(losses) == {"(baseline)", "(all)", "letters", "mark", "numbers"}
     assert all(len(of_part) == 12 for of_part in losses.values())
+    assert losses["mark"][0] != losses["(baseline)"][0]  # the first batch of the stretch has noise
     assert (place / "out" / "index.html").exists()
 
     # finished parts are kept; one that is missing comes out the same
