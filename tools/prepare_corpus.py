@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="leave out documents in which 1 to 13 tokens come 32 times or more in a row",
     )
-    add("--workers", type=int, help="processes (one a CPU)")
+    add("--workers", type=int, help="processes (one a CPU), or shards at a time on the cluster")
+    add("--engine", choices=("local", "ray"), default="local", help="ray: on a running Ray cluster (extra ray)")
     flags, overrides = parser.parse(arguments)
     _check(flags, overrides)
     specials = {role: getattr(flags, role) for role in ("bos", "eos", "pad")}
@@ -95,7 +96,9 @@ def main(arguments: list[str]) -> None:
             flags.shard_megabytes,
             flags.drop_repetitions,
         )
-        store, was_there = prepare(flags.input, flags.tokenizer, flags.output, settings, flags.workers, **specials)
+        store, was_there = prepare(
+            flags.input, flags.tokenizer, flags.output, settings, flags.workers, engine=flags.engine, **specials
+        )
     if was_there:
         print(f"{flags.output}: finished already, from the same input and with the same settings; nothing to do")
     print(describe(store))
@@ -106,6 +109,8 @@ def _check(flags, overrides: list[str]) -> None:
         raise UserError(f"stray argument {overrides[0]!r}: this command has no --config")
     if bool(flags.input) == flags.embedded:
         raise UserError("give either --input='GLOB' or --embedded")
+    if flags.embedded and flags.engine != "local":
+        raise UserError(f"--engine={flags.engine} goes with --input; the default corpus is made here")
     if flags.embedded and flags.drop_repetitions:
         raise UserError("--drop-repetitions goes with --input; the default corpus is taken as it is")
     if flags.freeze:

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -42,6 +43,7 @@ def prepare(
     settings: Settings | None = None,
     workers: int | None = None,
     show_progress: bool = True,
+    engine: Literal["local", "ray"] = "local",
     **specials: str | None,
 ) -> tuple[TokenStore, bool]:
     """Makes the store `output` of the files matching `inputs`; returns (store, whether it was there already).
@@ -49,12 +51,13 @@ def prepare(
     tokenizer: "bytes", "bpe:SIZE" (trained on the training documents of a fixed sample of the input), or the
     path of a tokenizer.json, for which bos, eos and pad may name its special tokens. workers: processes, one
     a CPU when None. output: a folder, or gs://… or s3://…, to which the store is copied when it is made.
+    engine: "ray" makes the shards on a running Ray cluster.
 
     UserError: nothing to read, nothing usable in it, an output that holds something else or was made with
     other settings, an output that cannot be written (finished shards are kept; the same command goes on)."""
     settings = settings or Settings()
     if is_url(output):
-        return _prepare_in_bucket(str(output), inputs, tokenizer, settings, workers, show_progress, **specials)
+        return _prepare_in_bucket(str(output), inputs, tokenizer, settings, workers, show_progress, engine, **specials)
     files, output = readers.find(inputs), Path(output)
     given, command = _command(tokenizer, settings, specials)
     if (output / "store.json").exists():
@@ -62,7 +65,7 @@ def prepare(
     try:
         with _claimed(output, command) as work:
             made = given or _train(files, settings, tokenizers.parse_bpe(tokenizer))
-            notes = _make_shards(files, made, settings, output, workers or _cpus(), show_progress)
+            notes = _make_shards(files, made, settings, output, workers, show_progress, engine)
             store = _finalise(output, made, notes, {"settings": command, "inputs": _identities(files)})
             shutil.rmtree(work)
     except OSError as error:
@@ -83,7 +86,7 @@ def _command(tokenizer: str, settings: Settings, specials: dict) -> tuple[Tokeni
 
 
 def _prepare_in_bucket(
-    url: str, inputs, tokenizer: str, settings: Settings, workers, show_progress: bool, **specials
+    url: str, inputs, tokenizer: str, settings: Settings, workers, show_progress: bool, engine, **specials
 ) -> tuple[TokenStore, bool]:
     """Made below the cache folder, where an interrupted command goes on, and copied at the end."""
     from mixlab.corpus.bucket import Bucket
@@ -93,7 +96,7 @@ def _prepare_in_bucket(
     if "store.json" in bucket.names("store.json"):  # asked first: it also says when there is no such bucket
         return _finished(url, _command(tokenizer, settings, specials)[1], readers.find(inputs)), True
     local = cache_folder() / "outgoing" / hashlib.sha256(bucket.url.encode()).hexdigest()[:16]
-    prepare(inputs, tokenizer, local, settings, workers, show_progress, **specials)
+    prepare(inputs, tokenizer, local, settings, workers, show_progress, engine, **specials)
     store = upload_store(local, url)
     shutil.rmtree(local)
     return store, False
@@ -173,15 +176,23 @@ def _make_shards(
     tokenizer: Tokenizer,
     settings: Settings,
     output: Path,
-    workers: int,
+    workers: int | None,
     show: bool,
+    engine: str,
 ) -> list[dict]:
     """The notes of all shards, in order."""
     notes: dict[int, dict] = {}
     running: dict[Future, shards.Task] = {}
     with ExitStack() as stack:
         progress = stack.enter_context(Progress("prepare", sum(file.size for file in files), show))
-        pool = shards.start_pool(workers, output, tokenizer, settings)
+        if engine == "ray":
+            from mixlab.corpus.ray_pool import RayPool
+
+            pool = RayPool(output, tokenizer, settings)
+            workers = workers or pool.workers
+        else:
+            workers = workers or _cpus()
+            pool = shards.start_pool(workers, output, tokenizer, settings)
         stack.callback(pool.shutdown, cancel_futures=True)
 
         def collect() -> None:
