@@ -38,6 +38,7 @@ SPAN = np.dtype(
         ("start", np.int64),
     ]
 )
+RAW = np.dtype((np.void, SPAN.itemsize))  # many spans are copied as bytes a hundred times as fast as field by field
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,13 @@ def lay_out(
     kinds, counts = spans["kind"], spans["length"]
 
     flat = np.repeat(np.array([pad, pad, *_special(documents), pad], np.int32)[kinds], counts)
-    text = spans[kinds == Kind.TEXT]
+    text = spans.compress(kinds == Kind.TEXT)
     buffer = np.empty(int(text["length"].sum()), np.int32)
     documents.store.read(text["document"], text["start"], text["length"], buffer)
     flat[np.repeat(kinds == Kind.TEXT, counts)] = buffer
     trainable = None
     if documents.metadata is not None:
-        written = spans[kinds == Kind.METADATA]
+        written = spans.compress(kinds == Kind.METADATA)
         places = _places(spans, kinds == Kind.METADATA)
         flat[places] = documents.metadata.read(written["document"], written["start"], written["length"])
         trainable = _trainable(pieces, spans, places, documents, documents.metadata, format).reshape(rows, length + 1)
@@ -160,6 +161,12 @@ def finish(layout: Layout, format: FormatConfig) -> Batch:
         positions=np.ascontiguousarray(positions),
         spans=layout.spans,
     )
+
+
+def by_row(parts: list[np.ndarray]) -> np.ndarray:
+    """The spans of parts (SPAN), each in order, as one."""
+    joined = np.concatenate([part.view(RAW) for part in parts]).view(SPAN)
+    return joined.take(np.argsort(joined["row"], kind="stable"))
 
 
 def _special(documents: Documents) -> tuple[int, int]:
@@ -254,13 +261,15 @@ def _spans(pieces: Pieces, documents: Documents, source: int, row_tokens: int) -
         if kind in (Kind.TEXT, Kind.METADATA):
             spans["start"][:, column] = np.maximum(first - begin, 0)
     spans["kind"][~real, -2], spans["length"][~real, -2] = Kind.PADDING, pieces.lengths[~real]
-    spans = spans[spans["length"] > 0]
+    spans = spans.ravel().compress(
+        spans["length"].ravel() > 0
+    )  # a hundred times as fast as spans[…], which copies field by field
     spans["offset"] = (np.cumsum(spans["length"]) - spans["length"]) % row_tokens
     return spans
 
 
 def _without_targets(spans: np.ndarray, length: int) -> np.ndarray:
     """The spans of the first `length` tokens of each row."""
-    spans = spans[spans["offset"] < length]
+    spans = spans.compress(spans["offset"] < length)
     spans["length"] = np.minimum(spans["length"], length - spans["offset"])
     return spans

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mixlab.batch import SPAN, Batch, Kind, Layout, finish, lay_out, render
+from mixlab.batch import SPAN, Batch, Kind, Layout, by_row, finish, lay_out, render
 from mixlab.inject.grid import Grid
 from mixlab.inject.ledger import Placements
 from mixlab.inject.noise import Noise
@@ -332,11 +332,9 @@ def _interleave(parts: list[tuple[np.ndarray, Layout]], count: int) -> Layout:
             trainable[here] = True if part.trainable is None else part.trainable
     spans = []
     for here, part in parts:
-        moved = part.spans.copy()
-        moved["row"] = here[part.spans["row"]]
-        spans.append(moved)
-    joined = np.concatenate(spans)
-    return Layout(**whole, spans=joined[np.argsort(joined["row"], kind="stable")], trainable=trainable)
+        part.spans["row"] = here[part.spans["row"]]
+        spans.append(part.spans)
+    return Layout(**whole, spans=by_row(spans), trainable=trainable)
 
 
 def _left_of(place: Place, insertions: Placements) -> list[Place]:

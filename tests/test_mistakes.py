@@ -150,7 +150,7 @@ def test_inspection_and_plan(place, capsys):
     from tools import inspect_stream, plan
 
     main = inspect_stream.main
-    assert "give either --step" in told(capsys, "--config=config.py", main=main)
+    assert "give one of --step" in told(capsys, "--config=config.py", main=main)
     assert "steps 0 to 9" in told(capsys, "--config=config.py", "--step=10", main=main)
     assert "rows 0 to 3" in told(capsys, "--config=config.py", "--step=1", "--row=4", main=main)
     assert "no document with this id" in told(capsys, "--config=config.py", "--document=text:nix", main=main)

@@ -1,8 +1,10 @@
 """What is inserted where, looked up in both directions: what is in this row, and where is this item?"""
 
 import hashlib
+from bisect import bisect
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,18 +39,18 @@ class Content:
         return Content((*self.groups, group), (*self.leads, leads), (*self.trails, trails))
 
     @cached_property
-    def firsts(self) -> np.ndarray:
-        """int64 [groups + 1]: the number of each group's first item; the last is how many there are."""
-        return np.cumsum([0, *(len(group.items) for group in self.groups)])
+    def firsts(self) -> list[int]:
+        """The number of each group's first item; the last is how many there are."""
+        return list(accumulate((len(group.items) for group in self.groups), initial=0))
 
     @property
     def count(self) -> int:
-        return int(self.firsts[-1])
+        return self.firsts[-1]
 
     def locate(self, item: int) -> tuple[int, int]:
         """(group, item within it)."""
-        group = int(np.searchsorted(self.firsts, item, side="right")) - 1
-        return group, item - int(self.firsts[group])
+        group = bisect(self.firsts, item) - 1
+        return group, item - self.firsts[group]
 
     def id(self, item: int) -> str:
         group, within = self.locate(item)
@@ -70,7 +72,7 @@ class Content:
     def numbers(self, id: str) -> list[int]:
         """The items of this name; several groups may have one."""
         return [
-            int(first) + i
+            first + i
             for first, group in zip(self.firsts, self.groups, strict=False)
             for i, name in enumerate(group.items.ids)
             if name == id

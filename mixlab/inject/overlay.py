@@ -1,15 +1,15 @@
 """Insertions over rows of tokens, before it is decided what is attended to and trained on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from mixlab.batch import SPAN, Kind, Layout
+from mixlab.batch import RAW, SPAN, Kind, Layout
 from mixlab.inject.ledger import Placements
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Insertion:
+class Insertion(NamedTuple):
     """tokens: int32 [n], which take the place of those from `offset` on in `row`.   isolated: see Where.
     experiment, number: for the provenance: number of the experiment, and of the insertion in the ledger."""
 
@@ -54,15 +54,15 @@ def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
         row = one.row * width
         at, end = row + one.offset, row + one.offset + len(one.tokens)
         tokens[at:end] = one.tokens
-        host, last, behind = numbers[[at, end - 1, end]].tolist()
+        host, last, behind = numbers.item(at), numbers.item(end - 1), numbers.item(end)
         if one.isolated or not host:
             if behind and behind == last:  # it cuts this document
                 left = end + np.count_nonzero(numbers[end : row + width] == behind)
-                numbers[end:left] = width + end - row
+                numbers[end:left] = width + 1 + end - row
                 positions[end:left] = counted[: left - end]
-            host, first = width + at - row, 0
+            host, first = width + 1 + at - row, 0
         else:
-            first = int(positions[at])
+            first = positions.item(at)
         if one.isolated or behind != host:
             numbers[at:end] = host
             positions[at:end] = counted[: end - at] + first
@@ -74,26 +74,42 @@ def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
 
 def _spans(spans: np.ndarray, insertions: list[Insertion], length: int) -> np.ndarray:
     """The provenance of rows of `length` tokens with the insertions in it; both cover or lie in rows 0, 1, … without a gap."""
-    offsets = [one.row * length + one.offset for one in insertions]
     new = np.array(
         [(one.row, one.offset, len(one.tokens), Kind.INSERTED, one.experiment, one.number, 0) for one in insertions],
         SPAN,
     )
-    old_begins = spans["row"] * np.int64(length) + spans["offset"]
-    new_begins = np.array(offsets)
-    new_ends, end = new_begins + new["length"], int(old_begins[-1] + spans["length"][-1])
-    begins = np.concatenate([old_begins, new_begins, new_ends[new_ends < end]])
-    begins.sort(kind="stable")
-    begins = begins[np.diff(begins, prepend=-1) > 0]
-    last = np.searchsorted(new_begins, begins, side="right") - 1  # the insertion that began last, if any
-    inserted = (last >= 0) & (begins < new_ends[last])
-    kept = ~inserted | (begins == new_begins[last])
-    begins, last, inserted = begins[kept], last[kept], inserted[kept]
-    under = np.searchsorted(old_begins, begins, side="right") - 1
-    found = spans[under]
-    moved = begins - old_begins[under]
-    found["offset"] += moved.astype(np.int32)
-    found["start"] += np.where(np.isin(found["kind"], (Kind.TEXT, Kind.METADATA)), moved, 0)
-    found["length"] = np.diff(begins, append=end)
-    found[inserted] = new
+    begins = np.empty(len(spans) + 1, np.int64)  # over all rows, one behind the other; the last is their end
+    begins[:-1] = spans["row"]
+    begins[:-1] *= length
+    begins[:-1] += spans["offset"]
+    begins[-1] = begins[-2] + spans["length"][-1]
+    at = np.array([one.row * length + one.offset for one in insertions])
+    end = at + new["length"]
+    under, behind = (
+        begins.searchsorted(at, "right") - 1,
+        begins[:-1].searchsorted(end),
+    )  # spans: first under, first after
+    # What lies under an insertion's begin ends there, unless an earlier insertion has cut it already …
+    lengths, keep = spans["length"].copy(), np.ones(len(spans), bool)
+    first_cut = begins[under] >= np.concatenate([[0], end[:-1]])
+    lengths[under[first_cut]] = (at - begins[under])[first_cut]
+    keep[under[begins[under] == at]] = False
+    for first, last in zip((under + 1).tolist(), behind.tolist(), strict=True):
+        keep[first:last] = False
+    # … and what lies under its end goes on behind it, up to the next insertion.
+    left = spans.take(behind - 1)
+    passed = end - begins[behind - 1]
+    left["start"] += np.where((left["kind"] == Kind.TEXT) | (left["kind"] == Kind.METADATA), passed, 0)
+    left["offset"] += passed.astype(np.int32)
+    upto = np.minimum(begins[behind], np.concatenate([at[1:], begins[-1:]]))
+    remains = np.maximum(upto - end, 0)
+
+    whole = np.concatenate([part.view(RAW) for part in (spans, new, left)]).view(SPAN)
+    lengths = np.concatenate([lengths, new["length"], remains])
+    keep = np.concatenate([keep, np.ones(len(new), bool), remains > 0])
+    added = np.arange(len(spans), len(whole)).reshape(2, -1).T.ravel()  # each insertion, and what is left behind it
+    order = np.insert(np.arange(len(spans)), np.repeat(behind, 2), added)
+    order = order[keep[order]]
+    found = whole.take(order)
+    found["length"] = lengths[order]
     return found

@@ -125,7 +125,7 @@ def rows_with_insertions(draw):
     width = draw(st.integers(3, 12))
     numbers, insertions = [], []
     for row in range(draw(st.integers(1, 3))):
-        cuts = draw(st.lists(st.integers(1, width), max_size=3).map(sorted))
+        cuts = draw(st.lists(st.integers(1, width), max_size=3, unique=True).map(sorted))
         numbers.append([1 + sum(c <= i for c in cuts) for i in range(width)])
         if draw(st.booleans()):
             pad = draw(st.integers(1, width))
