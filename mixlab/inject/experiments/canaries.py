@@ -1,7 +1,7 @@
 """Memorisation patterns (Panda et al. 2025; Bordt and Pawelczyk 2025, section 4.3): dialogues that end in a canary, a suffix
 that no text has; and how well loss tells those that were trained on from those that were not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -41,8 +41,8 @@ class Canaries:
 
     Metrics of every condition, such as tpr/rare-8-x4: tpr (at 1 % false positives, with tpr_low and tpr_high of the bootstrap),
     auc, p_value, exposure (mean, bits, among the holdout), loss (mean); all from the loss summed over the suffix, or over
-    the whole dialogue where it is plain. Details: loss/<condition> and loss/holdout-<suffix> for each item, so that two runs
-    make a calibrated score; outcome: minus the losses of all conditions.
+    the whole dialogue where it is plain. Details: loss/<condition> and loss/holdout-<suffix> for each item, from which
+    `membership` makes calibrated scores too, with those of the control run; outcome: minus the losses of all conditions.
 
     The paper: items=4000, holdout=34907.
     """
@@ -90,24 +90,17 @@ class Canaries:
         ]
 
     def probes(self, material: Material) -> list[Probe]:
-        members = {str(condition): (condition, canaries) for condition, _, canaries in self._members(material)}
+        members = {str(condition): canaries for condition, _, canaries in self._members(material)}
         others = {str(form): canaries for form, canaries in self._others(material)}
 
         def details(model: Model) -> dict[str, np.ndarray]:
-            found = {f"loss/{name}": _losses(model, canaries) for name, (_, canaries) in members.items()}
+            found = {f"loss/{name}": _losses(model, canaries) for name, canaries in members.items()}
             outcome = -np.concatenate(list(found.values()))
             found |= {f"loss/holdout-{name}": _losses(model, canaries) for name, canaries in others.items()}
             return found | {"outcome": outcome}
 
         def run(model: Model) -> dict[str, float]:
-            losses = details(model)
-            metrics: dict[str, float] = {}
-            for name, (condition, _) in members.items():
-                own, rest = losses[f"loss/{name}"], losses[f"loss/holdout-{condition.form}"]
-                values = vars(attack(own, rest, seed=material.seed))
-                values |= {"exposure": float(exposure(own, rest).mean()), "loss": float(own.mean())}
-                metrics |= {f"{key}/{name}": value for key, value in values.items()}
-            return metrics
+            return membership(details(model), material.seed)
 
         return [Probe("membership", run, every_steps=self.every_steps, details=details)]
 
@@ -149,6 +142,27 @@ class Canaries:
             )
         order = permute(np.arange(needed), len(fitting), seed_of(material.seed, material.name, "dialogues"))
         return dict(fitting[k] for k in order.tolist())
+
+
+def membership(
+    details: Mapping[str, np.ndarray], seed: int, reference: Mapping[str, np.ndarray] | None = None
+) -> dict[str, float]:
+    """The metrics, from the details of a probe.
+
+    reference: details of the same probe of a model that has read none of the dialogues, the control run's: the score is then
+    the loss less that under the reference. Without it a rare token that is in all members of a condition, but in none of
+    the holdout, tells them apart by itself, once it is no longer rare."""
+    losses = {key.removeprefix("loss/"): value for key, value in details.items() if key.startswith("loss/")}
+    if reference is not None:
+        losses = {name: values - reference[f"loss/{name}"] for name, values in losses.items()}
+    metrics: dict[str, float] = {}
+    for name, own in losses.items():
+        if not name.startswith("holdout-"):
+            others = losses[f"holdout-{name.rpartition('-x')[0]}"]
+            values = vars(attack(own, others, seed=seed))
+            values |= {"exposure": float(exposure(own, others).mean()), "loss": float(own.mean())}
+            metrics |= {f"{key}/{name}": value for key, value in values.items()}
+    return metrics
 
 
 class Form(NamedTuple):

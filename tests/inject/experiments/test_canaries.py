@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mixlab.errors import UserError
-from mixlab.inject.experiments.canaries import Canaries, write_unlikely
+from mixlab.inject.experiments.canaries import Canaries, membership, write_unlikely
 from mixlab.inject.items import Where
 from tests.inject.fakes import BYTES, Memory, inserted, material
 
@@ -61,6 +61,21 @@ def test_members_are_told_from_the_holdout_once_they_are_known():
     details = probe.details(known)
     assert len(details["loss/rare-8-x1"]) == 4 and len(details["loss/holdout-rare-8"]) == 30
     assert len(details["outcome"]) == 14 * 4
+
+
+def test_a_rare_token_that_all_members_share_tells_nothing_once_the_control_is_taken_off():
+    (probe,) = SMALL.probes(MATERIAL)
+    groups = by_condition(SMALL, SMALL.groups(MATERIAL))
+    token = int(groups["rare-8-x4"].items[0][-1])
+
+    class Biased(Memory):  # likes this token wherever it is
+        def log_probabilities(self, contexts, targets):
+            found = super().log_probabilities(contexts, targets)
+            return [f + 2 * (t == token) for f, t in zip(found, targets, strict=True)]
+
+    control, treated = probe.details(Biased([])), probe.details(Biased(inserted([groups["random-8-x1"]]), order=24))
+    assert membership(treated, 0)["tpr/rare-8-x4"] == 1 and membership(treated, 0, control)["tpr/rare-8-x4"] == 0
+    assert membership(treated, 0, control)["tpr/random-8-x1"] == 1
 
 
 def test_rare_tokens_of_the_holdout_are_no_members():
