@@ -1,10 +1,9 @@
 """Causal document attention in memory linear in the length, in plain XLA: for any backend.
 
-The score matrix is cut into C x C blocks and only its lower triangle is visited: one scan over the diagonal's blocks,
-in which order decides what a query sees, and one over the pairs (query block, key block) below it, in which only the
-segments do, if there are any. The forward pass keeps a running maximum and sum a query (online softmax); the
-backward pass recomputes each block's probabilities from the saved log-sum-exp (FlashAttention-2, arXiv
-2307.08691)."""
+The score matrix is cut into C x C blocks and only its lower triangle is visited, by scans over pairs (query block, key
+block); without segments those below the diagonal need no mask. The forward pass keeps a running maximum and sum a query
+(online softmax); the backward pass recomputes each block's probabilities from the saved log-sum-exp (FlashAttention-2,
+arXiv 2307.08691)."""
 
 import functools
 
@@ -55,7 +54,7 @@ def _forward(q, k, v, segments):
         peak, mass, out = carry
         i, j = pair
         scores = _scores(q[i], k[j], segments, i, j, diagonal)
-        # The diagonal blocks come first, so `peak` is finite before a block without a visible key is met.
+        # A row's diagonal block comes first, so `peak` is finite before a block without a visible key is met.
         new_peak = jnp.maximum(peak[i], scores.max(axis=-1))
         shrink = jnp.exp(peak[i] - new_peak)
         weights = jnp.exp(scores - new_peak[..., None])
@@ -68,7 +67,7 @@ def _forward(q, k, v, segments):
         return (peak, mass, out), None
 
     start = (jnp.full(q.shape[:-1], -jnp.inf, wide), jnp.zeros(q.shape[:-1], wide), jnp.zeros(q.shape, wide))
-    peak, mass, out = _lower_triangle(visit, start, len(q))
+    peak, mass, out = _lower_triangle(visit, start, len(q), segments is not None)
     out = (out / mass[..., None]).astype(q.dtype)
     return out, (q, k, v, segments, out, peak + jnp.log(mass))
 
@@ -91,31 +90,33 @@ def _backward(saved, d_out):
         return (d_q, d_k, d_v), None
 
     start = tuple(jnp.zeros(a.shape, wide) for a in (q, k, v))
-    d_q, d_k, d_v = _lower_triangle(visit, start, len(q))
+    d_q, d_k, d_v = _lower_triangle(visit, start, len(q), segments is not None)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
 _blockwise.defvjp(_forward, _backward)
 
 
-def _lower_triangle(visit, carry, n: int):
-    """Calls visit(carry, (i, j), diagonal) for the blocks of the diagonal, then for those below it, row after row."""
-    diagonal = [(i, i) for i in range(n)]
-    below = [(i, j) for i in range(n) for j in range(i - 1, -1, -1)]
-    for pairs in (diagonal, below):
+def _lower_triangle(visit, carry, n: int, masked: bool):
+    """Calls visit(carry, (i, j), diagonal) for the blocks of the lower triangle, for every i from the diagonal down to
+    j = 0. Without segments the diagonal's blocks alone need a mask and come first; with segments all do, and `diagonal`
+    is None: one loop over all is quicker then."""
+    whole = [(i, j) for i in range(n) for j in range(i, -1, -1)]
+    diagonal, below = [(i, i) for i in range(n)], [(i, j) for i, j in whole if i > j]
+    for pairs, kind in [(whole, None)] if masked else [(diagonal, True), (below, False)]:
         if pairs:
-            step = functools.partial(visit, diagonal=pairs is diagonal)
+            step = functools.partial(visit, diagonal=kind)
             carry, _ = jax.lax.scan(step, carry, tuple(np.array(pairs, np.int32).T))
     return carry
 
 
-def _scores(q, k, segments, i, j, diagonal: bool):
+def _scores(q, k, segments, i, j, diagonal: bool | None):
     """Scores of query block i against key block j, float32 [B, K, G, C, C], -inf where not visible."""
+    C = q.shape[-2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bkgqd,bksd->bkgqs", q, k, preferred_element_type=wide)
-    if diagonal:
-        scores = jnp.where(jnp.tri(q.shape[-2], dtype=bool), scores, -jnp.inf)
     if segments is not None:
-        same = segments[i][:, :, None] == segments[j][:, None, :]
-        scores = jnp.where(same[:, None, None], scores, -jnp.inf)
-    return scores
+        order = (i * C + jnp.arange(C))[:, None] >= (j * C + jnp.arange(C))[None, :]
+        visible = (segments[i][:, :, None] == segments[j][:, None, :]) & order
+        return jnp.where(visible[:, None, None], scores, -jnp.inf)
+    return jnp.where(jnp.tri(C, dtype=bool), scores, -jnp.inf) if diagonal else scores
