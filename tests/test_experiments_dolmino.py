@@ -9,6 +9,7 @@ from scipy import stats
 
 from experiments.dolmino import analyse
 from experiments.dolmino.config import ARMS, CORPORA, mixture
+from experiments.intervals import difference, interval
 from mixlab import config as configs
 from mixlab.errors import UserError
 from mixlab.schedule.stages import place_stages
@@ -72,12 +73,12 @@ def test_a_wrong_argument_is_told(arg):
 def test_intervals_and_differences_are_students_and_welchs():
     a, b = [1.0, 1.5, 1.1], [0.8, 0.82, 0.81]
     one = stats.ttest_1samp(a, 0).confidence_interval()
-    found = analyse.interval(a)
+    found = interval(a)
     assert found["mean"] - found["half"] == pytest.approx(one.low) and found["sd"] == pytest.approx(np.std(a, ddof=1))
     two = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    found = analyse.difference(a, b)
+    found = difference(a, b)
     assert (found["mean"] - found["half"], found["mean"] + found["half"]) == pytest.approx((two.low, two.high))
-    assert analyse.difference([1.0, 1.0], [2.0, 2.0]) == {"mean": -1.0, "half": 0.0}
+    assert difference([1.0, 1.0], [2.0, 2.0]) == {"mean": -1.0, "half": 0.0}
 
 
 def scores(**bits):

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from experiments.dolmino.config import ARMS, CORPORA  # noqa: E402
+from experiments.intervals import difference, interval, is_complete, rounded  # noqa: E402
 from mixlab import errors  # noqa: E402
 from mixlab.errors import UserError  # noqa: E402
 
@@ -22,21 +22,6 @@ LABELS = {"web": "web", "mix": "half web, half added", "math10": "90 % web, 10 %
 LINEAR_UP_TO = 0.1
 TICKS = (-2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1)
 COLOURS = {"web": "#4878a8", "mix": "#c8553d", "math10": "#5a9367"}
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """mean, sd (n - 1) and half, the half-width of the 95 % t interval of the mean, of values of n >= 2 seeds."""
-    n = len(values)
-    sd = float(np.std(values, ddof=1))
-    return {"mean": float(np.mean(values)), "sd": sd, "half": float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5}
-
-
-def difference(a: list[float], b: list[float]) -> dict[str, float]:
-    """mean(a) - mean(b) and half, the half-width of its 95 % interval (Welch: unequal variances, independent seeds)."""
-    va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
-    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)) if va + vb else 1.0
-    half = float(stats.t.ppf(0.975, freedom)) * float(va + vb) ** 0.5
-    return {"mean": float(np.mean(a) - np.mean(b)), "half": half}
 
 
 Scores = dict[str, float]  # the metrics eval/SET/bits_per_byte, eval/SET/bits_per_byte_se, … of one model
@@ -126,12 +111,6 @@ def read(workdir: Path) -> dict:
             },
         },
     }
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a run in this folder has come to its end."""
-    path = folder / "run.json"
-    return path.is_file() and json.loads(path.read_text())["exit"] == "complete"
 
 
 def _has(workdir: Path, arm: str) -> bool:
@@ -234,19 +213,11 @@ def main(arguments: list[str]) -> int:
     stem = "embedded" if found["embedded"] else "text"
     flags.output.mkdir(parents=True, exist_ok=True)
     record = {"experiment": "dolmino", "corpus": stem, "command": flags.command} | found["facts"] | summary
-    (flags.output / f"{stem}.json").write_text(json.dumps(_rounded(record), indent=1) + "\n")
+    (flags.output / f"{stem}.json").write_text(json.dumps(rounded(record), indent=1) + "\n")
     draw(summary, flags.output / f"{stem}.png")
     print(table(summary))
     print(f"{flags.output / stem}.json, .png")
     return 0
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from experiments.dolmino import analyse  # noqa: E402
 from experiments.dolmino.config import ARMS, CORPORA, STOPPED_AT  # noqa: E402
+from experiments.intervals import is_complete  # noqa: E402
 from mixlab import errors  # noqa: E402
 from mixlab.errors import EXIT_PREEMPTED, UserError  # noqa: E402
 
@@ -90,7 +91,7 @@ def _prepare(data: Path, workdir: Path) -> None:
 
 
 def _train(folder: Path, arg: str, more: list[str]) -> int:
-    if analyse.is_complete(folder):
+    if is_complete(folder):
         return 0
     command = ["-m", "mixlab.train", f"--config={HERE / 'config.py'}:{arg}", f"--workdir={folder}", *more]
     return _call(folder.name, folder.parent, command)

@@ -1,0 +1,96 @@
+"""One model on the same tokens of one text, cut into rows in five ways; and on rows of a single length."""
+
+import os
+
+from ml_collections import ConfigDict
+
+from mixlab.errors import UserError
+from mixlab.model.presets import llama
+
+CORPORA = {
+    "text": dict(
+        store=os.environ.get("MIXLAB_DECOMPOSITION_STORE", "runs/dataset_decomposition/store"),
+        tokenizer=None,
+        vocabulary=2048,
+        steps=200,
+        bucket_steps=80,
+    ),
+    "embedded": dict(store="embedded", tokenizer="bpe:1024", vocabulary=1024, steps=40, bucket_steps=40),
+}
+LENGTHS = (128, 256, 512, 1024, 2048)
+TOKENS_PER_STEP = 4096
+CYCLES = 8
+DECOMPOSED = dict(kind="decompose", min_length=LENGTHS[0])
+FORMATS = {
+    "concat": dict(mask_documents=False, restart_positions=False, loss_across_documents=True),
+    "concat_masked": dict(),
+    "best_fit": dict(kind="best_fit"),
+    "dd_uniform": DECOMPOSED,
+    "dd_grow_p2": DECOMPOSED,
+}
+ARMS = tuple(FORMATS)
+BUCKETS = tuple(f"bucket_{length}" for length in LENGTHS)
+
+
+def curriculum(arm: str) -> dict | None:
+    """Which rows the arm reads at which step; None where they all have one length."""
+    if arm in BUCKETS:  # what is left of a document that is longer or shorter goes unread
+        return dict(mixture="custom", shares=tuple(float(arm == name) for name in BUCKETS))
+    if FORMATS[arm] is not DECOMPOSED:
+        return None
+    return dict(mixture="equal", cycles=CYCLES, odds=arm.removeprefix("dd_"))
+
+
+def get_config(arg: str = "dd_grow_p2") -> ConfigDict:
+    """Claim (Pouransari et al. 2024, table 5): documents decomposed into rows of powers of two, short rows first in each of
+    eight cycles, cost less time than rows of the longest length at equal tokens, and teach as much or more.
+
+    Expected: experiments/dataset_decomposition/README.md.
+    Command: python experiments/dataset_decomposition/run.py --data=DIR, or --embedded, trains all arms.
+    Cost: about 50 minutes on a CPU core; 7 for the embedded corpus with one seed.
+
+    arg: words separated by commas: an arm (concat, concat_masked, best_fit, dd_uniform, dd_grow_p2, or bucket_128 to
+        bucket_2048: rows of that length alone, on fewer tokens); a seed (1); embedded for the corpus of this Python
+        installation. "dd_uniform,2", "embedded,concat".
+    """
+    words = arg.split(",")
+    corpus = "embedded" if "embedded" in words else "text"
+    arms = [word for word in words if word in (*ARMS, *BUCKETS)]
+    seeds = [word for word in words if word.isdigit()]
+    if len(arms) != 1 or len(seeds) > 1 or set(words) - {"embedded", *arms, *seeds}:
+        known = ", ".join((*ARMS, *BUCKETS))
+        raise UserError(f"{arg!r}: give one of {known}, with a seed or without, and embedded or not")
+    arm, settings = arms[0], CORPORA[corpus]
+    steps = settings["bucket_steps" if arm in BUCKETS else "steps"]
+    return ConfigDict(
+        dict(
+            name=f"decomposition-{arg.replace(',', '-')}",
+            seed=int(seeds[0]) if seeds else 1,
+            tokenizer=settings["tokenizer"],
+            sources={"text": dict(store=settings["store"])},
+            stages=[
+                dict(
+                    name="main",
+                    steps=steps,
+                    sequence_length=LENGTHS[-1],
+                    tokens_per_step=TOKENS_PER_STEP,
+                    format=FORMATS.get(arm, DECOMPOSED),
+                    curriculum=curriculum(arm),
+                )
+            ],
+            model=llama(
+                layers=3,
+                d_model=128,
+                heads=4,
+                ffn_width=384,
+                vocab_size=settings["vocabulary"],
+                context_length=LENGTHS[-1],
+                rope_base=100_000.0,  # as the paper's comparison
+                tied_head=True,
+            ),
+            optimizer=dict(name="muon"),
+            schedule=dict(kind="cosine", peak=7e-3, warmup_steps=20, final_fraction=0.02),
+            checkpoint=dict(every_steps=1000, keep_last=1),
+            evaluation=dict(every_steps=steps // 4, tokens_per_domain=24576, rows=4, breakdown=True, sample_tokens=0),
+        )
+    )
