@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from mixlab.errors import UserError
-from mixlab.report import by_length, plots, tables
+from mixlab.report import by_length, experiment_plots, experiments, plots, tables
 from mixlab.report.charts import charts, set_charts
 from mixlab.report.runs import Run, labels, read_runs
 
@@ -31,6 +31,12 @@ def write_report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> Path
         for chart in [*general, *sets]
         for theme in (plots.LIGHT, plots.DARK)
     }
+    told = experiment_plots.pictures(runs)
+    files |= {
+        f"{picture.stem}{theme.suffix}.png": experiment_plots.draw(picture, runs, names, theme)
+        for picture in told
+        for theme in (plots.LIGHT, plots.DARK)
+    }
     headline = tables.headline_set(runs)
     views = [_view(index, run, names[index], headline) for index, run in enumerate(runs)]
     for view in views:  # what several runs read alike is shown once
@@ -46,6 +52,10 @@ def write_report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> Path
         "inches": plots.INCHES,
         "set_charts": sets,
         "comparison": tables.comparison(runs) if len(runs) > 1 else [],
+        "probed": experiments.probed(runs),
+        "experiment_charts": told,
+        "paired": experiments.paired_losses(runs) if len(runs) == 2 else [],
+        "weight_norms": experiments.weight_norms(runs) if len(runs) > 1 else [],
         "config_differences": tables.config_differences(runs) if len(runs) > 1 else [],
     }
     files["index.html"] = _template().render(context).encode("utf-8", errors="replace")  # last: it names the others
@@ -97,6 +107,7 @@ def _view(index: int, run: Run, label: str, headline: str | None) -> dict:
         "started": tables.started(run),
         "evaluations": tables.evaluations(run),
         "breakdowns": by_length.breakdowns(run),
+        "inserted": experiments.inserted(run),
         "buckets": by_length.buckets(run),
         "evaluated_at": tables.evaluated_at(run, headline),
         "reading": tables.reading(run),

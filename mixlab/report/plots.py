@@ -66,19 +66,8 @@ class _Curve:
 
 def draw(chart: Chart, runs: list[Run], labels: list[str], theme: Theme) -> bytes:
     """The picture of `chart` as PNG."""
-    style = {
-        "figure.facecolor": theme.paper, "axes.facecolor": theme.paper, "savefig.facecolor": theme.paper,
-        "text.color": theme.ink, "axes.edgecolor": theme.soft, "axes.labelcolor": theme.soft,
-        "xtick.color": theme.soft, "ytick.color": theme.soft, "grid.color": theme.grid, "grid.linewidth": 0.8,
-        "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-        "xtick.major.size": 3, "ytick.major.size": 0, "axes.axisbelow": True, "text.parse_math": False,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=INCHES[chart.large], dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(chart.title, x=0.02, ha="left", fontsize=12.5, fontweight="bold")
-        axes = figure.add_subplot()
-        axes.grid(axis="y")
+    with matplotlib.rc_context(style(theme)):
+        figure, axes = canvas(chart.title, chart.large)
         curves = list(_curves(chart, runs, theme))
         positive = any(np.nanmax(curve.line) > 0 for curve in curves)
         axes.set_yscale(chart.scale if positive else "linear")
@@ -93,9 +82,34 @@ def draw(chart: Chart, runs: list[Run], labels: list[str], theme: Theme) -> byte
             _draw_legend(figure, curves, labels)
         else:
             _draw_last_value(axes, chart, curves[0])
-        figure.draw_without_rendering()  # the ticks change with the layout, so it needs a second round
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": "mixlab report"})
+        return png(figure)
+
+
+def style(theme: Theme) -> dict:
+    """matplotlib's settings for a picture."""
+    return {
+        "figure.facecolor": theme.paper, "axes.facecolor": theme.paper, "savefig.facecolor": theme.paper,
+        "text.color": theme.ink, "axes.edgecolor": theme.soft, "axes.labelcolor": theme.soft,
+        "xtick.color": theme.soft, "ytick.color": theme.soft, "grid.color": theme.grid, "grid.linewidth": 0.8,
+        "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+        "xtick.major.size": 3, "ytick.major.size": 0, "axes.axisbelow": True, "text.parse_math": False,
+    }  # fmt: skip
+
+
+def canvas(title: str, large: bool) -> tuple[Figure, Axes]:
+    """A figure of a report with its title, and its axes."""
+    figure = Figure(figsize=INCHES[large], dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=12.5, fontweight="bold")
+    axes = figure.add_subplot()
+    axes.grid(axis="y")
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    figure.draw_without_rendering()  # the ticks change with the layout, so it needs a second round
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": "mixlab report"})
     return buffer.getvalue()
 
 
@@ -228,7 +242,10 @@ def _draw_stages(axes: Axes, runs: list[Run], theme: Theme) -> None:
 
 def _draw_legend(figure: Figure, curves: list[_Curve], labels: list[str]) -> None:
     handles = [Line2D([], [], color=curve.color, linestyle=curve.dashes, linewidth=2.2) for curve in curves]
-    names = [labels[curve.run] for curve in curves]
+    legend_below(figure, handles, [labels[curve.run] for curve in curves])
+
+
+def legend_below(figure: Figure, handles: list[Line2D], names: list[str]) -> None:
     columns = max(1, min(len(names), int(figure.get_figwidth() / (0.09 * max(map(len, names)) + 0.6))))
     placeholders = [" "] * len(names)  # named afterwards, as a legend drops labels that begin with "_"
     legend = figure.legend(handles, placeholders, loc="outside lower left", ncols=columns, frameon=False, fontsize=10.5)

@@ -64,6 +64,6 @@ def test_a_model_trained_on_noise_finds_it(world):
         for i in range(60):
             state, _ = train_step(state, noised_batch(MARK.steps[i % 4]))
     after = probe.run(probing.at(state["params"], 60))
-    assert abs(before["1/mean"]) < 0.5
-    assert after["1/mean"] > 0.5 and after["1/tpr"] > 2 * before["1/tpr"]
-    assert abs(after["held_out/mean"]) < 0.5
+    assert abs(before["mean/1"]) < 0.5
+    assert after["mean/1"] > 0.5 and after["tpr/1"] > 2 * before["tpr/1"]
+    assert abs(after["mean/held_out"]) < 0.5

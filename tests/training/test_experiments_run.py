@@ -92,7 +92,7 @@ def test_probes_are_in_the_record_when_they_are_due(place, whole):
     found = lines(place, "whole")
     assert [line["step"] for line in found] == list(range(STEPS + 1))
     assert [line["step"] for line in found if "probe/facts/probability" in line] == [0, 4, 8, 12]
-    assert [line["step"] for line in found if "probe/marks/1/mean" in line] == [0, 5, 10, 12]
+    assert [line["step"] for line in found if "probe/marks/mean/1" in line] == [0, 5, 10, 12]
     assert [line["step"] for line in found if "train/weight_norm/hidden" in line] == [0, 6, 12]
     assert not any(key.endswith("/failed") for line in found for key in line)
     clocks = [json.loads(line) for line in (place / "whole" / "metrics.jsonl").read_text().splitlines()]
@@ -192,7 +192,7 @@ def test_probes_of_checkpoints_are_those_of_the_run(place, whole, capsys):
     before = sorted(path.name for path in (place / "whole").rglob("*"))
     assert probe.main(command[:1]) == 0
     output = capsys.readouterr().out
-    assert output.startswith("step 12\n") and "probe/marks/held_out/mean" in output and "probe/facts/accuracy" in output
+    assert output.startswith("step 12\n") and "probe/marks/mean/held_out" in output and "probe/facts/accuracy" in output
     assert sorted(path.name for path in (place / "whole").rglob("*")) == before
 
 

@@ -43,7 +43,7 @@ class Forgetting:
         ]
 
     def probes(self, material: Material) -> list[Probe]:
-        """batch_<step>/loss: nats a token of the batch of that step (tokens 2 to L of its rows). `outcome`: minus the loss of
+        """loss/batch_<step>: nats a token of the batch of that step (tokens 2 to L of its rows). `outcome`: minus the loss of
         every row."""
         batches = {step: batch[: self.rows] for step, batch in self._batches(material).items()}
 
@@ -55,7 +55,7 @@ class Forgetting:
             return dict(zip(batches, np.split(means, ends), strict=True))
 
         def run(model: Model) -> dict[str, float]:
-            return {f"batch_{step}/loss": float(values.mean()) for step, values in losses(model).items()}
+            return {f"loss/batch_{step}": float(values.mean()) for step, values in losses(model).items()}
 
         def details(model: Model) -> dict[str, np.ndarray]:
             found = losses(model)

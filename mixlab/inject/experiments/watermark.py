@@ -53,8 +53,8 @@ class Watermark:
         return Noise(material.name, material.seed, self.sigma, tuple(sorted(steps)))
 
     def probes(self, material: Material) -> list[Probe]:
-        """For every window w, from 1 on, and for the same rows under fresh noise (held_out): <w>/mean and <w>/sd of the
-        statistic, and <w>/tpr, the share of rows found at a false positive rate of 1 % that follows from the mean. Windows
+        """For every window w, from 1 on, and for the same rows under fresh noise (held_out): mean/<w> and sd/<w> of the
+        statistic, and tpr/<w>, the share of rows found at a false positive rate of 1 % that follows from the mean. Windows
         that are not read yet are held out as well. `outcome`: the statistic of every tested row."""
         noise = self.noise(material)
         fresh = Noise(f"{material.name} held out", material.seed, self.sigma, noise.steps)
@@ -86,7 +86,7 @@ class Watermark:
             found = details(model)
             sets = {str(w): found["outcome"][found["window"] == w] for w in np.unique(found["window"])}
             return {
-                f"{name}/{metric}": value
+                f"{metric}/{name}": value
                 for name, x in (sets | {"held_out": found["held_out"]}).items()
                 for metric, value in _summary(x).items()
             }

@@ -40,7 +40,7 @@ class Halves(Uniform):
 def test_losses_of_each_batch():
     (probe,) = SETTINGS.probes(MATERIAL)
     model = Halves(MATERIAL.unseen(3, 16, "batch 20")[:1])
-    assert probe.run(model) == {"batch_20/loss": 1.25, "batch_60/loss": 2.0}
+    assert probe.run(model) == {"loss/batch_20": 1.25, "loss/batch_60": 2.0}
     details = probe.details(model)
     assert details["outcome"].tolist() == [-0.5, -2, -2, -2] and details["step"].tolist() == [20, 20, 60, 60]
 

@@ -1,0 +1,157 @@
+"""Pictures of experiments: probes over the run with marks where something was inserted, doses and responses, exposure.
+
+Colour stands for the condition, the kind of line for the run."""
+
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from mixlab.report.experiments import Exposure, Family, exposures, families
+from mixlab.report.plots import DASHES, STEPS, Theme, canvas, legend_below, png, style
+from mixlab.report.runs import Run
+from mixlab.report.text import count
+
+BINS = 50  # of the run, that inserted tokens are counted in
+MOST_LINES = 12  # in a picture of probes: of more conditions the first
+
+
+@dataclass(frozen=True)
+class Picture:
+    """kind: "probe", "dose" or "exposure".   family: what is shown; None for exposure."""
+
+    stem: str
+    title: str
+    kind: str
+    family: Family | None = None
+    caption: str = ""
+    large: bool = False
+
+
+def pictures(runs: list[Run]) -> list[Picture]:
+    """The pictures for which the runs have numbers: exposure, then doses, then probes over the run."""
+    found, told = [], families(runs)
+    if any(exposures(run) for run in runs):
+        found.append(
+            Picture(
+                "exposure", "Inserted tokens", "exposure", large=True,
+                caption=f"Tokens of each experiment in each {BINS}th of the run, on a logarithmic scale; by the first run that has them.",
+            )
+        )  # fmt: skip
+    for i, family in enumerate(told):
+        name = f"{family.experiment}: {family.metric}"
+        if family.doses():
+            caption = "The last value of each dose; shaded: one standard error, where the probe gives one."
+            found.append(Picture(f"dose_{i:03d}", f"{name} by copies", "dose", family, caption))
+    for i, family in enumerate(told):
+        if max(len(run.series(family.key(label))) for run in runs for label in family.labels) < 2:
+            continue
+        caption = "Marks at the bottom: steps with insertions." if _seen(runs, family.experiment) else ""
+        if len(family.labels) > MOST_LINES:
+            caption += f" The first {MOST_LINES} of {len(family.labels)} conditions."
+        found.append(
+            Picture(f"probe_{i:03d}", f"{family.experiment}: {family.metric}", "probe", family, caption.strip())
+        )
+    return found
+
+
+def draw(picture: Picture, runs: list[Run], names: list[str], theme: Theme) -> bytes:
+    """PNG."""
+    with matplotlib.rc_context(style(theme)):
+        figure, axes = canvas(picture.title, picture.large)
+        drawing = {"exposure": _draw_exposure, "dose": _draw_doses, "probe": _draw_probe}[picture.kind]
+        lines = drawing(axes, picture, runs, theme)
+        if len(runs) > 1 and picture.kind != "exposure":
+            styles = [Line2D([], [], color=theme.soft, linestyle=_dashes(i), linewidth=2) for i in range(len(runs))]
+            lines += list(zip(names, styles, strict=True))
+        if len(lines) > 1:
+            legend_below(figure, [handle for _, handle in lines], [name for name, _ in lines])
+        return png(figure)
+
+
+def _draw_probe(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) -> list[tuple[str, Line2D]]:
+    family, handles = picture.family, []
+    assert family is not None
+    labels = family.labels[:MOST_LINES]
+    for j, label in enumerate(labels):
+        color = theme.runs[j % len(theme.runs)]
+        for i, run in enumerate(runs):
+            series, errors = run.series(family.key(label)), run.series(family.error_key(label))
+            error = np.array([errors.at(step) for step in series.steps.tolist()])
+            axes.fill_between(
+                series.steps, series.values - error, series.values + error, color=color, alpha=0.15, linewidth=0
+            )
+            marker = "o" if len(series) <= 30 else None
+            axes.plot(series.steps, series.values, _dashes(i), color=color, linewidth=2, marker=marker, markersize=3.5)
+        if len(labels) > 1:
+            handles.append((label or picture.title, Line2D([], [], color=color, linewidth=2)))
+    for exposure in _seen(runs, family.experiment):
+        bottom = axes.get_xaxis_transform()
+        shown = exposure.steps[:: max(len(exposure.steps) // 400, 1)]
+        axes.plot(shown, np.full(len(shown), 0.015), "|", color=theme.soft, markersize=8, transform=bottom, alpha=0.6)
+    axes.margins(y=0.12)
+    _steps_axis(axes, runs)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    return handles
+
+
+def _draw_doses(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) -> list[tuple[str, Line2D]]:
+    family, handles = picture.family, []
+    assert family is not None
+    for j, (name, doses) in enumerate(family.doses().items()):
+        color = theme.runs[j % len(theme.runs)]
+        copies = np.array([copies for copies, _ in doses])
+        for i, run in enumerate(runs):
+            values = np.array([run.series(family.key(label)).last for _, label in doses])
+            errors = np.array([run.series(family.error_key(label)).last for _, label in doses])
+            axes.fill_between(copies, values - errors, values + errors, color=color, alpha=0.15, linewidth=0)
+            axes.plot(copies, values, _dashes(i), color=color, linewidth=2, marker="o", markersize=4.5)
+        if len(family.doses()) > 1:
+            handles.append((name or family.metric, Line2D([], [], color=color, linewidth=2)))
+    ticks = sorted({copies for doses in family.doses().values() for copies, _ in doses})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("copies", loc="right")
+    axes.margins(y=0.12)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    return handles
+
+
+def _draw_exposure(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) -> list[tuple[str, Line2D]]:
+    names = sorted({name for run in runs for name in exposures(run)})
+    edges, handles = np.linspace(0, _steps(runs), BINS + 1), []
+    for j, name in enumerate(names):
+        (exposure,), color = _seen(runs, name), theme.runs[j % len(theme.runs)]
+        tokens, _ = np.histogram(exposure.steps, edges, weights=exposure.tokens)
+        axes.stairs(np.where(tokens > 0, tokens, np.nan), edges, color=color, linewidth=2, baseline=None)
+        handles.append((name, Line2D([], [], color=color, linewidth=2)))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(float(value))))
+    axes.yaxis.set_minor_locator(NullLocator())
+    _steps_axis(axes, runs)
+    return handles
+
+
+def _seen(runs: list[Run], experiment: str) -> list[Exposure]:
+    """Where an experiment was inserted, in the first run that has it."""
+    return [found[experiment] for run in runs if experiment in (found := exposures(run))][:1]
+
+
+def _steps(runs: list[Run]) -> int:
+    return max(1, *(run.plan.get("total_steps") or run.last_step for run in runs))
+
+
+def _steps_axis(axes: Axes, runs: list[Run]) -> None:
+    axes.set_xlim(-0.02 * _steps(runs), 1.02 * _steps(runs))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axes.set_xlabel("steps", loc="right")
+
+
+def _dashes(run: int) -> str:
+    return DASHES[run % len(DASHES)]
