@@ -207,7 +207,7 @@ def test_it_goes_on_with_no_other_curriculum(place, whole, capsys):
         (["training.accumulation_steps=3"], "training.accumulation_steps = 3 does not divide the 4 rows of stages.0; use 2"),
         (["stages.0.sequence_length=64", "stages.0.tokens_per_step=256"], "longer than model.context_length = 32"),
         (["stages.0.format.variant=binary"], "stages.0.format.variant = 'binary': use one of 'exact', 'released', 'overlap'"),
-        (["stages.0.format.kind=packed"], "use one of 'concat_chunk', 'best_fit', 'decompose'"),
+        (["stages.0.format.kind=packed"], "use one of 'concat_chunk', 'complete', 'best_fit', 'decompose'"),
         (["stages.0.curriculum.od=uniform"], "unknown key 'stages.0.curriculum.od'; did you mean 'stages.0.curriculum.odds'?"),
         (["mesh.data=1", "stages.0.tokens_per_step=32768"], "stages.0: the bucket of length 8 has"),
     ],
