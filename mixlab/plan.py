@@ -18,6 +18,8 @@ from mixlab.schedule.fixed import FixedRows
 from mixlab.schedule.source import SourceRows
 from mixlab.schedule.stages import Stage
 from mixlab.sequences.complete import CUT
+from mixlab.sequences.documents import Documents
+from mixlab.sequences.metadata import Metadata
 from mixlab.sequences.statistics import average_context_length, average_sequence_length
 from mixlab.stream import Stream
 from mixlab.training.schedules import rate_of
@@ -133,7 +135,7 @@ def outline(config: Config, stages: tuple[Stage, ...], stream: Stream | None = N
 
 def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict:
     share, tokens = stage.shares[name], stage.tokens_of()[name]
-    told = {
+    told: dict = {
         "weight": float(share.share),
         "requested_tokens": share.tokens,
         "tokens": tokens,
@@ -146,6 +148,8 @@ def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict
     readings = [lane[name] for lane in stream.lanes[number].values()]
     told["first_row"] = sum(first for _, first in readings)
     source = readings[0].rows
+    if source.documents.metadata is not None:
+        told["metadata"] = _metadata(source.documents, source.documents.metadata)
     if not isinstance(source, FixedRows):
         return told | {
             "epochs": source.epochs_read(stage.rows_of()[name]),
@@ -171,6 +175,14 @@ def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict
         "padded_tokens_per_epoch": cut.padded_tokens(),
         "truncated_tokens_per_epoch": truncated,
     }
+
+
+def _metadata(documents: Documents, metadata: Metadata) -> dict:
+    """How many of the documents have metadata, how many different ones, and their tokens on average."""
+    codes, lengths = metadata.codes[documents.ids], metadata.lengths(documents.ids)
+    count = int(np.count_nonzero(codes))
+    values = int(np.count_nonzero(np.bincount(codes)[1:]))
+    return {"documents": count, "values": values, "mean_tokens": float(lengths.sum() / max(count, 1))}
 
 
 def _lost(source: SourceRows) -> dict:
@@ -253,6 +265,13 @@ def as_text(plan: dict, width: int | None = None) -> str:
         if "buckets" in stage:
             branch.add(_lengths(stage))
         branch.add(_amounts(stage["sources"], declared))
+        for name, source in stage["sources"].items():
+            if "metadata" in source:
+                told = source["metadata"]
+                branch.add(
+                    f"metadata before {told['documents']:,} of {source['documents_per_epoch']:,} documents of {name}: "
+                    f"{told['values']:,} different, {told['mean_tokens']:.1f} tokens on average"
+                )
         if all("first_row" in source for source in stage["sources"].values()):
             branch.add(_reading(stage["sources"]))
     if again := _epochs_in_all(plan["stages"]):

@@ -46,8 +46,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
         return jax.lax.scan(one_part, zero, {name: _parts(array, parts) for name, array in batch.items()})[0]
 
     def train_step(state: State, batch: Arrays) -> tuple[State, Arrays]:
-        loss_tokens = batch["loss_weights"].sum()
-        normaliser = jnp.maximum(loss_tokens, 1.0)
+        normaliser = jnp.maximum(batch["loss_weights"].sum(), 1.0)
         (total, z_loss), gradient = gradients(state["params"], batch, normaliser)
         rate = composed_rate(rates, state["step"])
         params, opt_state, grad_norm = apply_gradients(optimizer, gradient, state["opt_state"], state["params"], rate)
@@ -61,7 +60,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
             "z_loss": z_loss,
             "grad_norm": grad_norm,
             "learning_rate": rate,
-            "loss_tokens": loss_tokens,
+            "loss_tokens": (batch["loss_weights"] > 0).sum(),
             "rows_without_loss": (batch["loss_weights"].sum(axis=1) == 0).sum(),
             "skipped": 1.0 - finite,
         }

@@ -6,7 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from mixlab import config as configs
 from mixlab import errors, evaluate, train
+from mixlab.data import open_data
+from mixlab.plan import as_text, make_plan
 from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.schedules import ScheduleConfig, learning_rate
 from tests.stores import some_texts, write_store
@@ -45,7 +48,7 @@ def get_config(arg="0.1"):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("meco")
-    texts = [text[: 20 + 7 * (i % 5)].replace("\0", "") for i, text in enumerate(some_texts(500))]
+    texts = [text.replace("\0", "")[: 20 + 7 * (i % 5)] for i, text in enumerate(some_texts(500))]
     urls = [f"https://{'abc'[i % 3]}.org/{i}" for i in range(500)]
     store = write_store(folder / "store", texts, urls=urls)
     (folder / "config.py").write_text(CONFIG.format(store=str(store)))
@@ -135,6 +138,39 @@ def test_the_final_scores_tell_what_metadata_do(place, meco, capsys):
     assert errors.run(evaluate.main, [f"--workdir={place / 'meco'}", text, variants]) == 0
     shown = capsys.readouterr().out
     assert "loss with metadata" in shown and shown.index("text") < shown.index("none")
+
+
+def configured(place, arg, *flags):
+    config = configs.load(f"{place / 'config.py'}:{arg}", list(flags))
+    return config, open_data(config)
+
+
+def test_a_run_that_is_all_cooldown_is_the_plain_run(place):
+    template = "--config.evaluation.metadata.template={'columns':['url']}"
+    (_, cooldown), (_, plain) = configured(place, "1.0", template), configured(place, "plain", template)
+    for step in range(STEPS):
+        one, other = cooldown.stream[step], plain.stream[step]
+        assert all(np.array_equal(array, getattr(other, name)) for name, array in one.arrays().items())
+
+
+@pytest.mark.parametrize("kind", ["best_fit", "decompose"])
+def test_rows_cut_once_have_parts_of_the_store_of_their_own(place, kind):
+    store = place / "store"
+    parts = {"trunk": (0.0, 0.8), "rest": (0.8, 1.0)}
+    flags = [f"--config.sources={ {n: {'store': str(store), 'part': p} for n, p in parts.items()} }"]
+    for number, name in enumerate(parts):
+        flags += [f"--config.stages.{number}.mixture={ {name: 1.0} }"]
+        flags += [
+            f"--config.stages.{number}.format.{key}" for key in (f"kind={kind}", "min_length=16", "variant=exact")
+        ]
+        flags += [f"--config.stages.{number}.tokens_per_step=64"]
+    config, data = configured(place, "0.3", *flags, "--config.total_tokens=6400")
+    plan = make_plan(config, data)
+    (pair,) = plan["conditioned_and_plain"]
+    assert pair["in_both"] == 0 and min(pair["documents"]) > 20
+    assert "in both: 0 (no document is read with and without metadata)" in as_text(plan)
+    assert plan["stages"][0]["sources"]["trunk"]["metadata"]["values"] == 3
+    assert list(data.held_out) == ["a", "b"]  # both parts hold out the same documents
 
 
 def test_what_cannot_be_done_is_told_before_training(place, capsys, tmp_path):

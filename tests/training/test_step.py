@@ -105,6 +105,32 @@ def test_without_segment_ids_the_step_is_that_of_one_document_a_row(parts):
     )
 
 
+def test_targets_without_weight_do_not_matter():
+    """Gradients reach metadata as what is read, never as what is predicted."""
+    weights = np.random.default_rng(1).random((ROWS, LENGTH)) > 0.4
+    one = batch(weights=weights)
+    other = dict(one)
+    changed = np.where(weights, np.asarray(one["targets"]), (np.asarray(one["targets"]) + 7) % 61).astype(np.int32)
+    other["targets"] = jax.device_put(changed, one["targets"].sharding)
+    results = [setting()[3](fresh(), arrays) for arrays in (one, other)]
+    states, metrics = zip(*host(results), strict=True)
+    assert metrics[0] == metrics[1] and metrics[0]["loss_tokens"] == weights.sum()
+    assert jax.tree.all(jax.tree.map(np.array_equal, *states))
+
+
+def test_rows_of_one_weight_are_the_mean_of_their_means():
+    weights = np.zeros((ROWS, LENGTH))
+    weights[0, :5], weights[1, :3], weights[2, :] = 1 / 5, 1 / 3, 1 / LENGTH
+    metrics = setting()[3](fresh(), batch(weights=weights))[1]
+    alone = []
+    for row in range(3):
+        single = np.zeros_like(weights)
+        single[row] = weights[row] > 0
+        alone.append(float(setting()[3](fresh(), batch(weights=single))[1]["loss"]))
+    assert float(metrics["loss"]) == pytest.approx(np.mean(alone), rel=1e-5)
+    assert float(metrics["loss_tokens"]) == 8 + LENGTH
+
+
 def test_a_batch_without_loss_is_fine():
     state, metrics = setting()[3](fresh(), batch(weights=np.zeros((ROWS, LENGTH))))
     assert float(metrics["loss"]) == 0 and float(metrics["grad_norm"]) == 0 and float(metrics["skipped"]) == 0
