@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mixlab.batch import finish, lay_out
@@ -374,6 +374,7 @@ def test_what_is_inserted_over_metadata_bears_loss():
 
 
 @settings(max_examples=30, deadline=None)
+@example("decompose", 12, 20, 3)
 @given(
     st.sampled_from(["complete", "concat_chunk", "best_fit", "decompose"]),
     st.integers(12, 40),
