@@ -55,6 +55,8 @@ def run(place, command, steps):
         command = command.replace("start.step=160", "start.step=4")
     if "mixlab.train --config=meco.py" in command:
         command += " --config.stages.1.steps=2"
+    if "mixlab.dependence" in command:
+        command += " --steps=2"
     command = command.replace("--seeds=0,1,2", "--seeds=0")
     arguments = shlex.split(command)
     assert arguments[0] == "python"
@@ -76,6 +78,7 @@ def test_every_command_runs(place):
         "comparison/index.html",
         "runs/sweep-my_run/table.txt",
         "sweep.sbatch",
+        "dependence/index.html",
     ):
         assert (place / made).is_file(), made
 
