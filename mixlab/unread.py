@@ -92,19 +92,17 @@ class Unread:
     def _sources(self) -> list[_Source]:
         touched: dict[str, np.ndarray] = {}  # by store: two sources may read the same
         tokens: dict[str, int] = {}
-        for stage, lanes in zip(self._stream.stages, self._stream.lanes, strict=True):
+        for number, stage in enumerate(self._stream.stages):
             for name, count in stage.tokens_of().items():
                 tokens[name] = tokens.get(name, 0) + count
-            for length, lane in lanes.items():
-                for name, (rows, first) in lane.items():
-                    store = rows.documents.store
-                    seen = touched.setdefault(store.fingerprint, np.zeros(len(store), bool))
-                    seen[rows.touched(first + stage.rows_of(length)[name])] = True
+            for store, read in self._stream.documents_read(number).items():
+                touched[store] = read | touched[store] if store in touched else read
         formats = {name: stage.format for stage in reversed(self._stream.stages) for name in stage.shares}
         found = []
         for name in self._stream.names:
             whole = self._documents(name, formats[name])
-            left = whole.ids[~touched[whole.store.fingerprint][whole.ids]]
+            read = touched.get(whole.store.fingerprint)
+            left = whole.ids if read is None else whole.ids[~read[whole.ids]]
             left = left[permute(np.arange(len(left)), max(len(left), 1), seed_of(self._seed, "unread", name))]
             documents = Documents(whole.store, left, whole.prefix, whole.suffix)
             if tokens[name] and documents.lengths.sum() >= self._length:

@@ -113,10 +113,6 @@ class FixedRows:
         ks = np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
         return ks[ks < rows]
 
-    def touched(self, rows: int) -> np.ndarray:
-        """int64 [n]: documents of which rows 0 … rows - 1 hold a piece, each as often."""
-        return self.pieces(np.arange(min(rows, len(self.index)))).documents
-
     def documents_read(self, first: int, last: int) -> np.ndarray:
         """bool [documents of the store]: which have a piece in one of the rows first … last - 1."""
         touched = np.zeros(len(self.documents.store.offsets) - 1, bool)

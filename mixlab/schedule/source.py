@@ -130,13 +130,6 @@ class SourceRows:
         position += self._first_position(epoch)
         return Cursor(epoch, position) if position < len(self.documents.ids) else Cursor(epoch + 1, 0)
 
-    def touched(self, rows: int) -> np.ndarray:
-        """int64 [n]: documents that rows 0 … rows - 1 may have touched, as `cursor_after` has it."""
-        cursor = self.cursor_after(rows)
-        if cursor.epoch > self.start.epoch:
-            return self.documents.ids
-        return self.documents.ids[self._order(cursor.epoch)[: cursor.position - self.start.position]]
-
     def documents_read(self, first: int, last: int) -> np.ndarray:
         """bool [documents of the store]: which have a piece in one of the rows first … last - 1 (at least one)."""
         touched = np.zeros(len(self.documents.store.offsets) - 1, bool)

@@ -68,11 +68,11 @@ def kill_a_worker(mark: str, killed: list[int]) -> None:
     while not killed and time.monotonic() < end:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if (folder / "cmdline").read_bytes().startswith(b"ray::_make_shard"):
-                    if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
-                        os.kill(int(folder.name), signal.SIGKILL)
-                        killed.append(int(folder.name))
-                        break
+                makes = (folder / "cmdline").read_bytes().startswith(b"ray::_make_shard")
+                if makes and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    killed.append(int(folder.name))
+                    break
             except OSError:
                 continue
         time.sleep(0.005)
