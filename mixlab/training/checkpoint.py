@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mixlab.errors import UserError
-from mixlab.training.checksums import checksums
+from mixlab.training.checksums import checksums, host_checksum
 from mixlab.training.disk import probe, writing_checkpoints
 from mixlab.training.trees import fill, flat, nested, pure
 
@@ -214,8 +214,7 @@ class Checkpoints:
         handler = ocp.PyTreeCheckpointHandler()
         folder = self.directory / str(meta["step"]) / "params"
         (array,) = jax.tree.leaves(self._agree(name, lambda: handler.restore(folder, args=arguments)))
-        tree = {name: jnp.asarray(array)}
-        if describe(tree, checksums(tree))[name] != meta["arrays"][f"params/{name}"]:
+        if describe({name: array}, {name: host_checksum(array)})[name] != meta["arrays"][f"params/{name}"]:
             raise DamagedError(f"params/{name}: its checksum does not match")
         return array
 

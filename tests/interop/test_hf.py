@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from folders import MODELS, SIZE, TOKENS, make_run, write_letters
 from safetensors import numpy as safetensors
 
 from mixlab import errors
@@ -16,6 +15,7 @@ from mixlab.interop.hf import architecture_of
 from mixlab.model.presets import gpt2, llama, olmo2
 from mixlab.trained import open_trained
 from mixlab.training.checkpoint import Checkpoints
+from tests.interop.folders import MODELS, SIZE, TOKENS, make_run, write_letters
 from tests.test_mistakes import files, told
 from tools import export_hf
 

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from folders import MODELS, SIZE, TOKENS, logits, make_run, write_letters
 
 from mixlab import errors
 from mixlab.corpus import tokenizer as tokenizers
+from tests.interop.folders import MODELS, SIZE, TOKENS, logits, make_run, write_letters
 from tools import export_hf
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the reference implementations were not run")
