@@ -1,6 +1,6 @@
-"""This host's rows, read ahead by grain. Reading ahead decides when a batch is made, never what is in it."""
+"""This process's rows, read ahead by grain. Reading ahead decides when a batch is made, never what is in it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grain
 import numpy as np
@@ -10,11 +10,11 @@ from mixlab.config import LoaderConfig
 from mixlab.stream import Stream
 
 
-class _HostBatches:
-    """Step -> the arrays of this host's rows; what grain indexes."""
+class _ProcessBatches:
+    """Step -> the arrays of this process's rows; what grain indexes."""
 
-    def __init__(self, stream: Stream, first_step: int, end_step: int, host: int, hosts: int):
-        self._stream, self._first, self._end, self._host, self._hosts = stream, first_step, end_step, host, hosts
+    def __init__(self, stream: Stream, first_step: int, end_step: int, mine: Mapping[int, np.ndarray] | None):
+        self._stream, self._first, self._end, self._mine = stream, first_step, end_step, mine
 
     def __len__(self) -> int:
         return self._end - self._first
@@ -22,20 +22,28 @@ class _HostBatches:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         step = self._first + int(index)
         shape = self._stream.shape(step)
-        share = shape.rows // self._hosts
-        return self._stream.rows(step, self._host * share, share).arrays(shape.masked)
+        mine = np.arange(shape.rows) if self._mine is None else self._mine[shape.rows]
+        blocks = [
+            self._stream.rows(step, int(block[0]), len(block)).arrays(shape.masked)
+            for block in np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)  # nearly always one
+        ]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def batches(
-    stream: Stream, first_step: int, config: LoaderConfig, host: int = 0, hosts: int = 1, end_step: int | None = None
+    stream: Stream,
+    first_step: int,
+    config: LoaderConfig,
+    mine: Mapping[int, np.ndarray] | None = None,
+    end_step: int | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """(step, arrays [B / hosts, L]) from `first_step` up to, and without, `end_step` (None: to the end of the run): the
-    contiguous block of rows of `host`. Nothing from `end_step` on is read.
+    """(step, arrays [rows of this process, L]) from `first_step` up to, and without, `end_step` (None: to the end of the
+    run). Nothing from `end_step` on is read.
 
-    Segment ids are left out of a step that masks no documents. The number of rows of every step must be a multiple of
-    `hosts`. Any threads, workers and read-ahead give the same."""
+    mine: rows of a batch -> which of them this process supplies, ascending (`parallel.mesh.host_rows`); None: all.
+    Segment ids are left out of a step that masks no documents. Any threads, workers and read-ahead give the same."""
     end = len(stream) if end_step is None else end_step
-    source = grain.MapDataset.source(_HostBatches(stream, first_step, end, host, hosts))
+    source = grain.MapDataset.source(_ProcessBatches(stream, first_step, end, mine))
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch_batches)
     dataset = source.to_iter_dataset(options)
     if config.workers:

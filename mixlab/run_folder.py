@@ -12,6 +12,7 @@ import jax
 
 from mixlab.config import FREE_KEYS, Config, differences, plain, to_json, with_defaults
 from mixlab.errors import UserError
+from mixlab.parallel import distributed
 
 VERSIONS = ("mixlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -21,7 +22,7 @@ class RunFolder:
 
     allow_change: keys (or groups of keys) that the user names as changed on purpose when a run goes on.
     Raises UserError: the folder cannot be written, holds something else, or holds a run that read or computed something
-    else, with every difference. Nothing is changed in those cases."""
+    else, with every difference. Nothing is changed in those cases. Every process opens the folder; process 0 writes."""
 
     def __init__(self, path: Path, config: Config, plan: dict, allow_change: tuple[str, ...] = ()):
         self.path = path
@@ -29,6 +30,11 @@ class RunFolder:
         changes = self._changes(config, plan, allow_change) if self.resumed else {}
         if not self.resumed:
             self._check_empty()
+        distributed.wait("the run's folder is checked")  # before process 0 changes it
+        distributed.first_alone(lambda: self._begin(config, plan, changes))
+
+    def _begin(self, config: Config, plan: dict, changes: dict) -> None:
+        path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
             now = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -84,7 +90,9 @@ class RunFolder:
         return found
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file of the folder, whole or not at all."""
+        """Writes a file of the folder, whole or not at all; process 0 does."""
+        if not distributed.is_first():
+            return
         partial = self.path / (name + ".partial")
         partial.write_text(text)
         partial.replace(self.path / name)
@@ -95,7 +103,8 @@ class RunFolder:
 
     def note(self, **facts) -> None:
         """Adds to run.json."""
-        self.write("run.json", json.dumps(self.facts() | facts, indent=2) + "\n")
+        if distributed.is_first():
+            self.write("run.json", json.dumps(self.facts() | facts, indent=2) + "\n")
 
 
 def _content(plan: dict) -> dict:

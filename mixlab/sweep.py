@@ -291,7 +291,7 @@ def slurm_script(command: Sequence[str], runs: Sequence[Run], at_once: int, outp
 # When all tasks are done: {line} --table
 trap : TERM  # the run's to answer; this script says what becomes of it then
 srun {line} --task="$SLURM_ARRAY_TASK_ID" &
-while kill -0 $! 2>/dev/null; do wait $!; code=$?; done  # the signal cuts a wait short
+while wait $!; code=$?; kill -0 $! 2>/dev/null; do :; done  # the signal cuts a wait short
 if [ $code = {EXIT_PREEMPTED} ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
 exit $code
 """

@@ -2,6 +2,9 @@
 
 python -m mixlab.train --config=configs/quickstart.py [--workdir=DIR] [--config.KEY=VALUE ...]
 
+Several processes train one run together when srun, mpirun or a TPU pod has started them, or with --coordinator=HOST:PORT
+--processes=N --process=I. The run's folder must be the same for all.
+
 Exit codes: 0 the run is complete; 2 something to put right, told in one message; 3 the loss diverged and the configuration
 says stop; 75 asked to stop (SIGTERM or Ctrl-C) and saved: run the same command again to go on.
 """
@@ -10,10 +13,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import jax
-
 from mixlab import errors
 from mixlab.cli import Parser
+from mixlab.parallel import distributed
 
 
 def main(arguments: list[str]) -> int:
@@ -25,16 +27,19 @@ def main(arguments: list[str]) -> int:
         metavar="KEY[,KEY]",
         help="keys that differ on purpose from the run in the folder, for example stages.0.steps",
     )
+    distributed.add_flags(parser)
     flags, config = parser.parse_config(arguments)
+    distributed.start(flags)
     from mixlab.data import open_data  # after the flags: a mistake there is told at once
     from mixlab.report.summary import summary
     from mixlab.training.loop import train
 
     allowed = tuple(key for key in flags.allow_change.split(",") if key)
     workdir = flags.workdir or Path("runs") / config.name
-    code = train(config, open_data(config), workdir, allowed)
-    if code == 0 and jax.process_index() == 0:
-        print(summary(workdir, shlex.join(a for a in arguments if a.startswith("--config"))))
+    with distributed.quiet_unless_first():
+        code = train(config, open_data(config), workdir, allowed)
+        if code == 0:
+            print(summary(workdir, shlex.join(a for a in arguments if a.startswith("--config"))))
     return code
 
 

@@ -10,7 +10,7 @@ from mixlab import loader
 from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.evals.probing import ProbedModel, Probing
-from mixlab.parallel.mesh import global_batch, make_mesh
+from mixlab.parallel.mesh import global_batch, host_rows, make_mesh
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.start import load_origin
 from mixlab.training.state import plan_state
@@ -38,7 +38,8 @@ class Continuation:
                 raise ValueError("config.start names no run to branch from")
             state, losses = origin.state, []
             first = int(state["step"])
-            batches = loader.batches(data.stream, first, config.loader, jax.process_index(), jax.process_count())
+            mine = {shape.rows: host_rows(layout.mesh, shape.rows) for shape in data.stream.shapes()}
+            batches = loader.batches(data.stream, first, config.loader, mine)
             for _, (step, local) in zip(range(steps), batches, strict=False):
                 shape = data.stream.shape(step)
                 state, metrics = self._executable(shape)(state, global_batch(layout.mesh, local, shape.rows))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mixlab import loader
 from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.inject.control_log import ControlLog, Entry, decide, insert_nothing
 from mixlab.inject.ledger import write_ledger
+from mixlab.parallel.mesh import host_rows
 from mixlab.stream import BatchShape, Stream
 from mixlab.treatment import follow
 
@@ -63,15 +65,15 @@ class Control:
             log = insert_nothing(self.log, name, probe, step, error)
         self.log = log
 
-    def batches(self, first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(step, arrays of this host's rows) from `first` to the end of the run. Nothing is read ahead of a decision: the
+    def batches(self, first: int, mesh: Mesh) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(step, arrays of this process's rows) from `first` to the end of the run. Nothing is read ahead of a decision: the
         caller takes those that are due after a step before asking for the next."""
         total = self._config.total_steps
+        mine = {shape.rows: host_rows(mesh, shape.rows) for shape in self.shapes()}
         while first < total:
             ends = [(first // e.every_steps + 1) * e.every_steps for e in self._experiments.values()]
             end = min([*ends, total])
-            host, hosts = jax.process_index(), jax.process_count()
-            yield from loader.batches(self.stream, first, self._config.loader, host, hosts, end)
+            yield from loader.batches(self.stream, first, self._config.loader, mine, end)
             first = end
 
     def _followed(self, stream: Stream, entries: Sequence[Entry]) -> Stream:

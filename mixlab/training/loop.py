@@ -19,6 +19,7 @@ from mixlab.evals.evaluation import Evaluation
 from mixlab.evals.norms import compile_weight_norms
 from mixlab.evals.probes import Probed, ProbeRunner, open_probes
 from mixlab.inject.control_log import ControlLog, read_log
+from mixlab.parallel.distributed import is_first
 from mixlab.parallel.mesh import global_batch, make_mesh
 from mixlab.plan import as_text, make_plan
 from mixlab.report.page import write_report
@@ -113,7 +114,8 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         return EXIT_PREEMPTED
     folder.write("samples.json", json.dumps({"step": done, "samples": samples}, indent=2) + "\n")
     folder.note(exit="complete")
-    print(f"report: {write_report([workdir], workdir / 'report')}", flush=True)
+    if is_first():
+        print(f"report: {write_report([workdir], workdir / 'report')}", flush=True)
     return 0
 
 
@@ -171,7 +173,7 @@ class _Run:
         """Steps from the state's step to the end, or until asked to stop; the state returned is saved."""
         config, control, total = self._config, self._control, self._config.total_steps
         self._recorder.resume_clock()
-        for step, local in control.batches(int(state["step"])):
+        for step, local in control.batches(int(state["step"]), self._layout.mesh):
             stage, shape = control.stream.stage(step), control.stream.shape(step)
             state, metrics = self._tools.executables[shape](state, global_batch(self._layout.mesh, local, shape.rows))
             self._recorder.add(step + 1, stage, metrics)  # waits for the step before this one, not for this one

@@ -1,0 +1,101 @@
+"""Several processes that train one run together: how they find each other, and what one of them does for all.
+
+Under SLURM (srun), Open MPI and on TPU pods (GKE and Google's virtual machines) they are found by themselves; elsewhere by
+--coordinator=HOST:PORT --processes=N --process=I.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mixlab.errors import UserError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 of several runs; the port is free there"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    parser.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
+
+def start(flags: argparse.Namespace) -> None:
+    """Joins the other processes, if this one was started with others. Call it before anything touches a device: from then on
+    `jax.devices()` are those of all. UserError when the flags are incomplete or contradict each other."""
+    given = (flags.coordinator, flags.processes, flags.process)
+    if given == (None, None, None):
+        if _launched_together():
+            _join()
+        return
+    if None in given:
+        raise UserError("--coordinator, --processes and --process belong together; give all three, or none")
+    if not 0 <= flags.process < flags.processes:
+        raise UserError(
+            f"--process={flags.process}: with --processes={flags.processes} give 0 to {flags.processes - 1}"
+        )
+    if not flags.coordinator.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator={flags.coordinator}: write it as HOST:PORT")
+    _join(*given)
+
+
+def _join(*given) -> None:
+    # On CPU the collectives of two programs in flight at once may wait for each other; accelerators have them in order.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.distributed.initialize(*given)
+
+
+def _launched_together() -> bool:
+    """Whether a launcher that JAX knows has started this process as one of several. A SLURM job's own shell is none of its
+    tasks, so SLURM_NTASKS does not count."""
+    if any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")):
+        return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    chips = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return (
+        chips
+        and importlib.util.find_spec("libtpu") is not None
+        and os.environ.get("JAX_PLATFORMS") in (None, "", "tpu")
+    )
+
+
+def is_first() -> bool:
+    """Whether this process writes what there is one of: files, the console."""
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"mixlab: {what}")
+
+
+def first_alone(action: Callable[[], None]) -> None:
+    """Runs `action` on process 0 while the others wait. When it raises a UserError there, all processes do."""
+    problem = None
+    if is_first():
+        try:
+            action()
+        except UserError as error:
+            problem = error
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(problem is not None)):
+        raise problem or UserError("process 0 cannot go on; it says why")
+    if problem:
+        raise problem
+
+
+@contextlib.contextmanager
+def quiet_unless_first() -> Iterator[None]:
+    """Within, only process 0 prints."""
+    if is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
