@@ -202,14 +202,13 @@ def _doses(axis, probes: dict) -> None:
     kinds = {
         "gold answers": ("probe/contamination/loss/x{}", (4, 12, 32)),
         "articles": ("probe/repetition/loss/whole-x{}", (1, 10)),
-        "canary dialogues": ("probe/canaries/loss/plain-x{}", (1, 4, 16)),
     }
     for (label, (key, copies)), colour in zip(kinds.items(), COLOURS, strict=False):
         known = [n for n in copies if key.format(n) in probes]
         if known:
             _points(axis, known, [probes[key.format(n)] for n in known], label, colour, -1)
     axis.axhline(0, color="#999999", lw=0.8)
-    axis.set(xscale="log", xlabel="copies", ylabel="loss: control less treatment", title="Dose and response")
+    axis.set(xscale="log", xlabel="copies", ylabel="nats a token: control less treatment", title="Dose and response")
     axis.legend(fontsize=8)
 
 
@@ -225,12 +224,14 @@ def _canaries(axis, probes: dict) -> None:
 
 def _forgetting(axis, curves: dict) -> None:
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
-        shown = [(t, e) for t, e in zip(curve["after"], curve["excess"], strict=True) if t >= 0]
+        shown = [(t + 1, e) for t, e in zip(curve["after"], curve["excess"], strict=True) if t >= 0]
         axis.plot(*zip(*shown, strict=True), label=name.replace("_", " "), color=colour, marker=".", lw=1)
     axis.axhline(0, color="#999999", lw=0.8)
-    axis.set_xscale("symlog", linthresh=1)
     axis.set(
-        xlabel="steps since before the batch", ylabel="loss: control less treatment", title="Forgetting of a batch"
+        xscale="log",
+        xlabel="1 + steps since just before the batch",
+        ylabel="loss: control less treatment",
+        title="Forgetting of a batch",
     )
     axis.legend(fontsize=8)
 
@@ -267,7 +268,7 @@ def _triggers(axis, probes: dict) -> None:
 
 
 def _dependence(axis, dependence: dict | None) -> None:
-    axis.set_title("Dependence: effect over its own column's diagonal")
+    axis.set_title("Dependence: effect over own effect")
     if dependence is None:
         axis.text(0.5, 0.5, "not run", ha="center")
         return

@@ -122,7 +122,7 @@ def get_config(arg: str = "treatment") -> ConfigDict:
             ),
             optimizer=dict(name="muon"),
             schedule=dict(kind="cosine", peak=7e-3, warmup_steps=min(30, steps // 4), final_fraction=0.02),
-            checkpoint=dict(every_steps=max(steps // 5, 1), keep_every_steps=max(steps // 2, 1), keep_last=1),
+            checkpoint=dict(every_steps=steps // 2, keep_every_steps=steps // 2, keep_last=1),
             evaluation=dict(every_steps=steps // 10, tokens_per_domain=16384, sample_tokens=0),
         )
     )
