@@ -22,7 +22,7 @@ from mixlab.sweep import Run, _cores, _slug, plan_runs, slurm_script, values
 from tests.stores import some_texts, write_config, write_store
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 80
+STEPS = 600  # so many that no run ends before it is killed
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_killed_and_started_again(place):
 
     # Asked to stop, it asks its runs to save.
     sweep = start(place, *flags)
-    until(lambda: len(records(folders[1])) > 40, sweep)
+    until(lambda: len(records(folders[1])) > 40 and children(sweep.pid), sweep)  # its own run: it now listens
     sweep.send_signal(signal.SIGTERM)
     told = sweep.communicate()[1]
     assert sweep.returncode == EXIT_PREEMPTED, told
