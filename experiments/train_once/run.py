@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", default="1,2,3", help="default 1,2,3")
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument(
-        "--dependence-steps", type=int, default=50, help="of each arm of the dependence test; default 50"
+        "--dependence-steps", type=int, default=30, help="of each part of the dependence test; default 30"
     )
     parser.add_argument("--short", action="store_true", help="40 steps a run: everything is tried, nothing is learnt")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where the summary goes")
@@ -76,6 +76,7 @@ def main(arguments: list[str]) -> int:
             f"--step={runs[0].config['stages'][0]['steps'] // 2}",
             f"--workdir={control}",
             f"--steps={flags.dependence_steps}",
+            "--share=0.02",
             f"--output={dependence}",
         ],
     )
