@@ -157,10 +157,11 @@ def test_workers_and_hosts_read_the_same(home):
     texts = Texts(files=(str(home / "texts.jsonl"),), where=Where(copies=3))
     stream = open_data(config_of(home, experiments={"texts": texts})).stream
     whole = [stream[step] for step in range(STEPS)]
+    rows = len(whole[0].tokens)
     for workers, hosts in ((0, 4), (2, 1)):
         parts = [
-            [arrays for _, arrays in batches(stream, 0, LoaderConfig(workers=workers), host, hosts)]
-            for host in range(hosts)
+            [arrays for _, arrays in batches(stream, 0, LoaderConfig(workers=workers), {rows: mine})]
+            for mine in np.split(np.arange(rows), hosts)
         ]
         for step in range(STEPS):
             joined = np.concatenate([part[step]["tokens"] for part in parts])

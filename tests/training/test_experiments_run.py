@@ -64,7 +64,7 @@ def weights(place, name):
 def whole(place):
     """The run, and what it did in which order: ("read", step) or ("decide", step)."""
     order = []
-    read, decide = control.loader._HostBatches.__getitem__, control.Control.decide
+    read, decide = control.loader._ProcessBatches.__getitem__, control.Control.decide
 
     def reading(self, index):
         order.append(("read", self._first + int(index)))
@@ -75,7 +75,7 @@ def whole(place):
         return decide(self, step, probes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control.loader._HostBatches, "__getitem__", reading)
+        patch.setattr(control.loader._ProcessBatches, "__getitem__", reading)
         patch.setattr(control.Control, "decide", deciding)
         assert run(place, "whole") == 0
     return order
