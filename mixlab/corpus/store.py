@@ -163,14 +163,16 @@ class TokenStore:
         return zip(shard_P.tolist(), (begins - first_P).tolist(), (ends - first_P).tolist(), strict=True)
 
     def _map_shards(self) -> list[np.ndarray]:
-        self._shards = []
+        # Kept only once whole: another thread that reads meanwhile must not meet a part of the list.
+        shards = []
         for shard in self.manifest["shards"]:
             with pa.memory_map(str(self._existing(shard["file"]))) as file:  # the mapping outlives the file descriptor
                 tokens = np.frombuffer(file.read_buffer(), self.dtype)
             if len(tokens) != shard["tokens"]:
                 raise UserError(f"store {self.path}: {shard['file']} changed while in use; open the store again")
-            self._shards.append(tokens)
-        return self._shards
+            shards.append(tokens)
+        self._shards = shards
+        return shards
 
     @property
     def column_names(self) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +214,19 @@ def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
         W.write_file(tmp_path, "a.bin", b"new")
     assert (tmp_path / "a.bin").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_thread_that_reads_while_another_opens_the_files_reads_the_same(made, monkeypatch):
+    store, documents = S.TokenStore.open(made[0].path), made[1]
+    existing, read = store._existing, []
+
+    def meanwhile(name):
+        if name == store.manifest["shards"][1]["file"] and not read:  # one of three shards is open by now
+            read.append(None)
+            with ThreadPoolExecutor(1) as other:
+                read[0] = other.submit(store.__getitem__, 6).result(timeout=60)
+        return existing(name)
+
+    monkeypatch.setattr(store, "_existing", meanwhile)
+    np.testing.assert_array_equal(store[3], documents[3])
+    np.testing.assert_array_equal(read[0], documents[6])
