@@ -21,11 +21,12 @@ import numpy as np
 from mixlab import config as configs
 from mixlab import errors
 from mixlab.cli import Parser
-from mixlab.config import FREE_KEYS, Config, StartConfig, differences, plain
+from mixlab.config import FREE_KEYS, Config, StartConfig
 from mixlab.data import Data, open_data
 from mixlab.errors import UserError
 from mixlab.inject.analysis.dependence import ALL, BASELINE, dependence
 from mixlab.inject.concentrate import concentrated
+from mixlab.schema import differences, plain
 from mixlab.treatment import treat
 
 BEFORE, LOSSES = "(before)", "(losses)"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jax
 
-from mixlab.config import FREE_KEYS, Config, differences, plain, to_json, with_defaults
+from mixlab.config import FREE_KEYS, Config, to_json, with_defaults
 from mixlab.errors import UserError
 from mixlab.parallel import distributed
+from mixlab.schema import differences, plain
 
 VERSIONS = ("mixlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -21,8 +21,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from mixlab import config as configs
-from mixlab.config import FREE_KEYS, differences, plain, with_defaults
+from mixlab.config import FREE_KEYS, with_defaults
 from mixlab.errors import EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from mixlab.schema import differences, plain
 
 ATTEMPTS = 3  # of a run that was killed or has saved and stopped, before one command gives it up
 BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mixlab import config
+from mixlab import config, schema
 from mixlab.errors import UserError
 
 FILE = """
@@ -101,16 +101,16 @@ def test_files_that_cannot_be_used(tmp_path, file):
 
 def test_what_config_json_holds_can_be_compared(file):
     a, b = config.load(file, []), config.load(file, ["--config.stages.0.steps=20", "--config.seed=3"])
-    old, new = json.loads(config.to_json(a)), config.plain(b)
-    assert config.differences(old, config.plain(a)) == {}
-    assert config.differences(old, new) == {"seed": (0, 3), "stages.0.steps": (10, 20)}
-    assert config.differences({"a": {"x": 1}}, {"a": {}}) == {"a.x": (1, "(absent)")}
+    old, new = json.loads(config.to_json(a)), schema.plain(b)
+    assert schema.differences(old, schema.plain(a)) == {}
+    assert schema.differences(old, new) == {"seed": (0, 3), "stages.0.steps": (10, 20)}
+    assert schema.differences({"a": {"x": 1}}, {"a": {}}) == {"a.x": (1, "(absent)")}
 
 
 def test_keys_added_since_a_run_was_made_have_their_defaults(file):
-    now = config.plain(config.load(file, []))
+    now = schema.plain(config.load(file, []))
     then = {key: value for key, value in now.items() if key != "loader"}
     then["training"] = {"z_loss": 0.5}
     filled = config.with_defaults(then)
-    assert config.differences(filled, now) == {"training.z_loss": (0.5, 0.0)}
+    assert schema.differences(filled, now) == {"training.z_loss": (0.5, 0.0)}
     assert config.with_defaults(then | {"gone": 1}) == then | {"gone": 1}

@@ -17,6 +17,7 @@ from experiments.dataset_decomposition.config import (
     get_config,
 )
 from mixlab import config as configs
+from mixlab import schema
 from mixlab.errors import UserError
 from mixlab.schedule.stages import place_stages
 
@@ -37,11 +38,11 @@ def placed(corpus, arm):
 
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_arms_read_as_many_tokens_a_step_and_differ_in_how_rows_are_made_alone(corpus):
-    first = configs.plain(load(corpus, ARMS[0]))
+    first = schema.plain(load(corpus, ARMS[0]))
     for arm in ARMS:
         stage = placed(corpus, arm)
         assert stage.tokens == placed(corpus, ARMS[0]).tokens and stage.tokens_per_step == TOKENS_PER_STEP
-        told = set(configs.differences(first, configs.plain(load(corpus, arm))))
+        told = set(schema.differences(first, schema.plain(load(corpus, arm))))
         assert all(key == "name" or key.startswith(("stages.0.format", "stages.0.curriculum")) for key in told), told
     masks = {arm: load(corpus, arm).stages[0].format.mask_documents for arm in ARMS}
     assert [arm for arm, masked in masks.items() if not masked] == ["concat"]
@@ -82,8 +83,8 @@ def test_single_buckets_read_rows_of_their_length_alone(corpus, arm):
 
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_seeds_change_the_order_and_the_first_weights_alone(corpus):
-    a, b = (configs.plain(load(corpus, f"dd_uniform,{seed}")) for seed in (1, 3))
-    assert set(configs.differences(a, b)) == {"name", "seed"}
+    a, b = (schema.plain(load(corpus, f"dd_uniform,{seed}")) for seed in (1, 3))
+    assert set(schema.differences(a, b)) == {"name", "seed"}
 
 
 @pytest.mark.parametrize("arg", ["dd_shrink", "concat,dd_uniform", "concat,1,2", "2", "bucket_64"])

@@ -11,6 +11,7 @@ from experiments.dolmino import analyse
 from experiments.dolmino.config import ARMS, CORPORA, mixture
 from experiments.intervals import difference, interval
 from mixlab import config as configs
+from mixlab import schema
 from mixlab.errors import UserError
 from mixlab.schedule.stages import place_stages
 from mixlab.training.schedules import composed_rate
@@ -41,8 +42,8 @@ def test_every_arm_goes_on_from_the_trunk(corpus):
 
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_seeds_change_the_order_alone(corpus):
-    a, b = (configs.plain(load(corpus, f"mix,{seed}")) for seed in (1, 3))
-    assert set(configs.differences(a, b)) == {"name", "stages.1.seed"}
+    a, b = (schema.plain(load(corpus, f"mix,{seed}")) for seed in (1, 3))
+    assert set(schema.differences(a, b)) == {"name", "stages.1.seed"}
 
 
 @pytest.mark.parametrize("corpus", CORPORA)

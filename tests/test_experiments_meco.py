@@ -10,6 +10,7 @@ import pytest
 from experiments.meco import analyse, run
 from experiments.meco.config import ARMS, CORPORA, cooldown_steps
 from mixlab import config as configs
+from mixlab import schema
 from mixlab.corpus.store import TokenStore
 from mixlab.errors import UserError
 
@@ -23,10 +24,10 @@ def load(corpus, arm):
 
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_arms_differ_in_metadata_alone(corpus):
-    standard = configs.plain(load(corpus, "standard"))
+    standard = schema.plain(load(corpus, "standard"))
     for arm in ARMS:
         loaded = load(corpus, arm)
-        found = configs.differences(standard, configs.plain(loaded))
+        found = schema.differences(standard, schema.plain(loaded))
         assert all(
             key == "name" or ".format.metadata" in key or key.startswith("evaluation.metadata.template")
             for key in found
@@ -42,8 +43,8 @@ def test_arms_differ_in_metadata_alone(corpus):
 
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_seeds_change_the_seed_alone(corpus):
-    a, b = (configs.plain(load(corpus, f"hashed,{seed}")) for seed in (1, 3))
-    assert set(configs.differences(a, b)) == {"name", "seed"}
+    a, b = (schema.plain(load(corpus, f"hashed,{seed}")) for seed in (1, 3))
+    assert set(schema.differences(a, b)) == {"name", "seed"}
     assert load(corpus, "meco,steps=40").total_steps == 40
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from experiments.train_once import analyse
 from mixlab import config as configs
+from mixlab import schema
 from mixlab.errors import UserError
 
 FILE = str(Path(__file__).parents[1] / "experiments/train_once/config.py")
@@ -18,8 +19,8 @@ FILE = str(Path(__file__).parents[1] / "experiments/train_once/config.py")
 
 @pytest.mark.parametrize("words", ["", ",embedded", ",embedded,short"])
 def test_the_control_differs_in_what_is_enabled_alone(words):
-    treatment, control = (configs.plain(configs.load(f"{FILE}:{arm}{words}", [])) for arm in ("treatment", "control"))
-    changed = {key for key in configs.differences(treatment, control)}
+    treatment, control = (schema.plain(configs.load(f"{FILE}:{arm}{words}", [])) for arm in ("treatment", "control"))
+    changed = {key for key in schema.differences(treatment, control)}
     assert {key.partition(".")[0] for key in changed} == {"name", "experiments_enabled"}
     assert control["experiments_enabled"] == [] and len(treatment["experiments"]) >= 8
 

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixlab.config import Config, differences, plain
+from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.errors import UserError
+from mixlab.schema import differences, plain
 from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.history import History, Stretch, first_difference
 from mixlab.training.state import Layout, State
