@@ -72,7 +72,7 @@ def run(config: Config, workdir: Path, step: int | None, steps: int, share: floa
             f"--steps={steps}: the configuration ends at step {config.total_steps}, before step {step + steps}; name an "
             "earlier --step, or give the stages more steps (--config.stages.0.steps=…)"
         )
-    experiments = {name: concentrated(config.experiments[name], step, step + steps, share) for name in tested}
+    experiments = concentrated({name: config.experiments[name] for name in tested}, step, step + steps, share)
     start = StartConfig(branch_from=str(workdir), step=step)
     config = replace(config, experiments=experiments, start=start)
     parts = {BEFORE: (), BASELINE: ()} | {name: (name,) for name in tested} | {ALL: tuple(tested)}

@@ -11,6 +11,7 @@ from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.evals.probing import ProbedModel, Probing
 from mixlab.inject.probe import Probe
+from mixlab.stream import Stream
 from mixlab.training.state import Layout
 
 
@@ -39,23 +40,23 @@ class ProbeRunner:
         """What the controlling probe of an experiment has found; None where it failed."""
         return probed.results.get((name, controlling(self._probes[name]).name))
 
-    def run(self, params, step: int, starting: bool = False, control: Collection[str] = ()) -> "Probed":
+    def run(self, params, step: int, stream: Stream, starting: bool = False, control: Collection[str] = ()) -> "Probed":
         """What the probes due at `step` find, and the controlling probes of the experiments `control`, due or not. Arrays by item
-        are written."""
+        are written. stream: what the run reads."""
         due = self.due(step, starting)
         for name in control:
             probe = controlling(self._probes[name])
             due[name] = [probe, *(other for other in due.get(name, []) if other is not probe)]
-        found = self.ask(params, step, due)
+        found = self.ask(params, step, stream, due)
         if jax.process_index() == 0:
             for name, arrays in found.details.items():
                 self._write(f"{name}-{step}.npz", arrays)
         return found
 
-    def ask(self, params, step: int, probes: Mapping[str, Sequence[Probe]]) -> "Probed":
-        """What these probes (experiment -> probes) find in the model of `step`."""
+    def ask(self, params, step: int, stream: Stream, probes: Mapping[str, Sequence[Probe]]) -> "Probed":
+        """What these probes (experiment -> probes) find in the model of `step`, whose run reads `stream`."""
         began = time.perf_counter()
-        model, found = self._probing.at(params, step), Probed()
+        model, found = self._probing.at(params, step, stream), Probed()
         for name, asked in probes.items():
             for probe in asked:
                 try:

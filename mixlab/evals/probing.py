@@ -15,6 +15,7 @@ from mixlab.evals.generate import Generator
 from mixlab.evals.padding import Shapes
 from mixlab.model.noise import standard_noise
 from mixlab.parallel.mesh import global_batch, host_rows, replicated
+from mixlab.stream import Stream
 from mixlab.training.state import Layout
 from mixlab.training.step import make_input_gradients, make_token_losses
 
@@ -36,9 +37,9 @@ class Probing:
         self.noise = jax.jit(standard_noise, static_argnums=(1, 2), out_shardings=whole)
         self.generate = Generator(self.config, layout, self.rows)
 
-    def at(self, params, step: int) -> "ProbedModel":
-        """The model of these parameters, after `step` updates."""
-        return ProbedModel(self, params, step)
+    def at(self, params, step: int, stream: Stream | None = None) -> "ProbedModel":
+        """The model of these parameters, after `step` updates. stream: what its run reads, for probes that ask for it."""
+        return ProbedModel(self, params, step, stream)
 
     def batched(self, function: Callable, rows: int, arrays: dict[str, np.ndarray]) -> np.ndarray:
         """function(batch) for each `rows` rows of the arrays [N, …], the last filled up with zeros; its answers [N, …]."""
@@ -58,11 +59,17 @@ class ProbedModel:
     """`inject.probe.Model` of one step. The same question asked again is not computed again, up to REMEMBERED_BYTES of answers:
     a probe's numbers and its details are often of the same answers."""
 
-    def __init__(self, probing: Probing, params, step: int):
-        self._on, self._params, self.step = probing, params, step
+    def __init__(self, probing: Probing, params, step: int, stream: Stream | None):
+        self._on, self._params, self.step, self._stream = probing, params, step, stream
         self.width = probing.config.d_model
         self._answers: dict[str, list[np.ndarray]] = {}
         self._remembered_bytes = 0
+
+    def read(self, step: int) -> np.ndarray:
+        """As the protocol has it. ValueError for a model that was made without its stream."""
+        if self._stream is None:
+            raise ValueError("what the model's run reads is not known here")
+        return self._stream[step].tokens
 
     def log_probabilities(self, contexts: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As the protocol has it. Of a context that does not fit into the model's with its target, the end is read.

@@ -57,15 +57,25 @@ class Concentrated:
         return replace(group, where=where)
 
 
-def concentrated(experiment: Any, first_step: int, end_step: int, share: float) -> Any:
-    """The experiment in the steps from first_step to before end_step, on about `share` of their tokens."""
-    if isinstance(experiment, Watermark | Forgetting):
-        count = max(round(share * (end_step - first_step)), 1)
-        steps = np.linspace(first_step, end_step, count, endpoint=False).astype(int).tolist()
-        if isinstance(experiment, Watermark):
-            return replace(experiment, steps=tuple(steps), every_steps=0, windows=1)
-        return replace(experiment, steps=tuple(steps))
-    return Concentrated(experiment, first_step, end_step, share)
+def concentrated(experiments: dict[str, Any], first_step: int, end_step: int, share: float) -> dict[str, Any]:
+    """The experiments, by name, in the steps from first_step to before end_step, each on about `share` of their tokens.
+    Those that take whole batches take others than each other: noise and a replaced batch at one step would not be two
+    experiments read together, but one experiment on the other's text."""
+    batches = [
+        name for name, experiment in sorted(experiments.items()) if isinstance(experiment, Watermark | Forgetting)
+    ]
+    count = max(round(share * (end_step - first_step)), 1)
+    apart = (end_step - first_step) / count
+    found = {}
+    for name, experiment in experiments.items():
+        if name not in batches:
+            found[name] = Concentrated(experiment, first_step, end_step, share)
+            continue
+        shift = batches.index(name) / len(batches)
+        steps = tuple((first_step + apart * (np.arange(count) + shift)).astype(int).tolist())
+        alike = dict(every_steps=0, windows=1) if isinstance(experiment, Watermark) else {}
+        found[name] = replace(experiment, steps=steps, **alike)
+    return found
 
 
 def _tokens(group: Group, material: Material) -> int:

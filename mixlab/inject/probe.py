@@ -17,6 +17,9 @@ class Model(Protocol):
     step: int
     width: int
 
+    def read(self, step: int) -> np.ndarray:
+        """int32 [rows, length]: the tokens that the model's run reads at a step, what experiments have inserted included."""
+
     def log_probabilities(self, contexts: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 [len(target)] for each: natural logarithm of p(token | context, the target's tokens before it).
 

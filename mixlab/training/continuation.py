@@ -66,4 +66,4 @@ class Continuation:
         if self._probing is None:
             begins = any(stage.format.bos for stage in self._config.stages)
             self._probing = Probing(self._config, self._layout, data.tokenizer.bos_id if begins else None)
-        return self._probing.at(params, step)
+        return self._probing.at(params, step, data.stream)

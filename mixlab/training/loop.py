@@ -199,7 +199,7 @@ class _Run:
         if scoring:
             norms = jax.device_get(self._tools.norms(params))
             scores = self._tools.evaluation.scores(params) | {name: float(value) for name, value in norms.items()}
-        probed = self._tools.probes.run(params, step, starting, self._control.due(step))
+        probed = self._tools.probes.run(params, step, self._control.stream, starting, self._control.due(step))
         for failure in probed.failures:
             self._tell("step {:,}: probe {probe} of experiment {experiment} failed: {error}".format(step, **failure))
         if probed.failures:

@@ -12,8 +12,8 @@ from mixlab.inject.probe import Probe
 class Answers:
     """Stands in for Probing: a model that knows its step."""
 
-    def at(self, params, step):
-        return SimpleNamespace(params=params, step=step)
+    def at(self, params, step, stream):
+        return SimpleNamespace(params=params, step=step, read=stream)
 
 
 def measured(model):
@@ -41,7 +41,7 @@ def test_each_probe_runs_when_it_is_due(runner):
     due = {step: sorted(some.due(step)) for step in range(101) if some.due(step)}
     assert due == {0: ["a", "c"], 7: ["b"], 100: ["a", "c"]} | {step: ["a"] for step in range(10, 100, 10)}
     assert sorted(some.due(33, starting=True)) == ["a", "c"]
-    assert some.run(1.0, 8).metrics == {}
+    assert some.run(1.0, 8, None).metrics == {}
 
 
 def test_numbers_are_metrics_and_arrays_are_kept(runner, tmp_path):
@@ -49,7 +49,7 @@ def test_numbers_are_metrics_and_arrays_are_kept(runner, tmp_path):
         return {"loss": [model.step, 2.5], "ids": ["x", "y"]}
 
     some = runner(a=[Probe("p", measured, details=details)], b=[Probe("q", lambda m: {"n": np.float32(3)})])
-    found = some.run(1.0, 100)
+    found = some.run(1.0, 100, None)
     assert found.metrics.pop("perf/probe_seconds") >= 0
     assert found.metrics == {"probe/a/value": 101.0, "probe/b/n": 3.0} and type(found.metrics["probe/b/n"]) is float
     assert found.results == {("a", "p"): {"value": 101.0}, ("b", "q"): {"n": 3.0}}
@@ -71,7 +71,7 @@ def test_numbers_are_metrics_and_arrays_are_kept(runner, tmp_path):
 )
 def test_a_probe_that_fails_is_told_and_the_others_run(runner, bad):
     some = runner(a=[Probe("good", measured), bad], b=[Probe("good", measured)])
-    found = some.run(0.0, 100)
+    found = some.run(0.0, 100, None)
     assert found.metrics.pop("perf/probe_seconds") >= 0
     assert found.metrics == {"probe/a/value": 100.0, "probe/a/failed": 1, "probe/b/value": 100.0}
     (failure,) = found.failures
@@ -81,7 +81,7 @@ def test_a_probe_that_fails_is_told_and_the_others_run(runner, bad):
 def test_a_controlling_probe_runs_though_it_is_not_due(runner):
     control = Probe("control", measured, at_end=False)
     some = runner(a=[Probe("first", broken), control], b=[Probe("only", broken)])
-    found = some.run(0.0, 50, control=["a", "b"])
+    found = some.run(0.0, 50, None, control=["a", "b"])
     assert found.results == {("a", "control"): {"value": 50.0}}
     assert some.control("a", found) == {"value": 50.0} and some.control("b", found) is None
     assert found.metrics["probe/b/failed"] == 1 and "probe/a/failed" not in found.metrics

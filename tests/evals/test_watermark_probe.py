@@ -1,5 +1,7 @@
 """The watermark's test on a real model, before and after it was trained on noised rows."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -33,6 +35,16 @@ def world():
     return config, optimizer, layout, state, Probing(config, layout, None)
 
 
+class Reading:
+    """Stands in for the stream of a run that reads what the material has."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __getitem__(self, step):
+        return SimpleNamespace(tokens=self.place.read(step)[:, :-1])
+
+
 def noised_batch(step):
     tokens, rows = PLACE.read(step), np.arange(16)
     return {
@@ -50,7 +62,7 @@ def test_noise_that_was_never_used_gives_a_standard_normal_statistic(world):
     many = Watermark(steps=tuple(range(125)), windows=5, rows_per_window=400)
     place = material(steps=125, rows_per_step=16, row_length=16)
     (probe,) = many.probes(place)
-    x = probe.details(probing.at(state["params"], 0))["outcome"]
+    x = probe.details(probing.at(state["params"], 0, Reading(place)))["outcome"]
     assert len(x) == 2000
     assert abs(x.mean()) < 0.1 and 0.93 < x.std() < 1.07
 
@@ -59,11 +71,11 @@ def test_a_model_trained_on_noise_finds_it(world):
     config, optimizer, layout, state, probing = world
     train_step = jax.jit(make_train_step(config, optimizer, layout))
     (probe,) = MARK.probes(PLACE)
-    before = probe.run(probing.at(state["params"], 0))
+    before = probe.run(probing.at(state["params"], 0, Reading(PLACE)))
     with jax.set_mesh(layout.mesh):
         for i in range(60):
             state, _ = train_step(state, noised_batch(MARK.steps[i % 4]))
-    after = probe.run(probing.at(state["params"], 60))
+    after = probe.run(probing.at(state["params"], 60, Reading(PLACE)))
     assert abs(before["mean/1"]) < 0.5
     assert after["mean/1"] > 0.5 and after["tpr/1"] > 2 * before["tpr/1"]
     assert abs(after["mean/held_out"]) < 0.5

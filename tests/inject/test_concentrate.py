@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mixlab.errors import UserError
-from mixlab.inject.concentrate import concentrated
+from mixlab.inject import concentrate
 from mixlab.inject.experiments.forgetting import Forgetting
 from mixlab.inject.experiments.knowledge import Knowledge
 from mixlab.inject.experiments.reasoning import Reasoning
@@ -28,6 +28,10 @@ class Two:
 
     def probes(self, material):
         return [Probe("one", lambda model: {})]
+
+
+def concentrated(experiment, first_step, end_step, share):
+    return concentrate.concentrated({"x": experiment}, first_step, end_step, share)["x"]
 
 
 def inserted_tokens(groups):
@@ -61,6 +65,15 @@ def test_whole_steps_are_spread_over_the_stretch():
     mark = concentrated(Watermark(every_steps=10, windows=5), 50, 150, 0.04)
     assert mark.steps == (50, 75, 100, 125) and mark.problems("w") == [] and mark.windows == 1
     assert concentrated(Watermark(every_steps=10), 50, 60, 0.01).steps == (50,)
+
+
+@pytest.mark.parametrize(("stretch", "share"), [(30, 0.02), (100, 0.02), (12, 0.15), (3, 0.01)])
+def test_whole_steps_of_several_experiments_are_different_ones(stretch, share):
+    some = {"mark": Watermark(every_steps=3), "curve": Forgetting(steps=(3,)), "second": Forgetting(steps=(3,))}
+    found = concentrate.concentrated(some | {"two": Two()}, 50, 50 + stretch, share)
+    taken = [step for name in some for step in found[name].steps]
+    assert len(set(taken)) == len(taken) == 3 * max(round(share * stretch), 1)
+    assert min(taken) == 50 and max(taken) < 50 + stretch
 
 
 def test_a_dynamic_experiment_is_inserted_as_it_begins():

@@ -54,8 +54,8 @@ class Watermark:
 
     def probes(self, material: Material) -> list[Probe]:
         """For every window w, from 1 on, and for the same rows under fresh noise (held_out): mean/<w> and sd/<w> of the
-        statistic, and tpr/<w>, the share of rows found at a false positive rate of 1 % that follows from the mean. Windows
-        that are not read yet are held out as well. `outcome`: the statistic of every tested row."""
+        statistic, and tpr/<w>, the share of rows found at a false positive rate of 1 % that follows from the mean. The rows
+        are those that were read, with what other experiments had inserted. Windows not read yet are held out as well. `outcome`: the statistic of every tested row."""
         noise = self.noise(material)
         fresh = Noise(f"{material.name} held out", material.seed, self.sigma, noise.steps)
         windows = [window for window in np.array_split(np.array(noise.steps), self.windows) if len(window)]
@@ -68,7 +68,7 @@ class Watermark:
                 chosen = np.arange(min(rows, n_rows))
                 if not len(chosen):
                     continue
-                tokens = material.read(step)[chosen, :length]
+                tokens = model.read(step)[chosen]
                 keys = source.keys(step, chosen)
                 for first in range(0, len(chosen), _ROWS_AT_A_TIME):
                     part = slice(first, first + _ROWS_AT_A_TIME)

@@ -10,8 +10,12 @@ from tests.inject.fakes import Uniform, material
 MATERIAL = material("mark", steps=40, rows_per_step=6, row_length=8)
 
 
+READ = material("mark", np.random.default_rng(5).integers(65, 91, (240, 9)), 3, 40, 8, 6)  # with insertions
+
+
 class Learnt(Uniform):
-    """Its gradients are noise, with a share of the watermark in them where the rows were read before `step`."""
+    """Its gradients are noise, with a share of the watermark in them where the rows were read before `step`: other rows than
+    those of the material, for other experiments have inserted into them."""
 
     def __init__(self, step, shift, noises):
         super().__init__(step)
@@ -19,9 +23,12 @@ class Learnt(Uniform):
         self.known = {}
         for s in noises.steps:
             if s < step:
-                rows, length = MATERIAL.shape(s)
-                for row, key in zip(MATERIAL.read(s)[:, :length], noises.keys(s, np.arange(rows)), strict=True):
+                rows, _ = MATERIAL.shape(s)
+                for row, key in zip(self.read(s), noises.keys(s, np.arange(rows)), strict=True):
                     self.known[row.tobytes()] = key
+
+    def read(self, step):
+        return READ.read(step)[:, :-1]
 
     def noise(self, keys, length):
         drawn = [np.random.default_rng(key.tolist()).normal(size=(length, self.width)) for key in keys]
