@@ -1,7 +1,4 @@
-"""Means over seeds with 95 % intervals, and what else the experiments' analyses share."""
-
-import json
-from pathlib import Path
+"""Means over seeds, and differences of them, with 95 % intervals."""
 
 import numpy as np
 from scipy import stats
@@ -20,18 +17,3 @@ def difference(a: list[float], b: list[float]) -> dict[str, float]:
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)) if va + vb else 1.0
     half = float(stats.t.ppf(0.975, freedom)) * float(va + vb) ** 0.5
     return {"mean": float(np.mean(a) - np.mean(b)), "half": half}
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a run in this folder has come to its end."""
-    path = folder / "run.json"
-    return path.is_file() and json.loads(path.read_text())["exit"] == "complete"
-
-
-def rounded(value):
-    """The JSON value with every float to six figures."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

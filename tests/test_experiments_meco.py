@@ -11,7 +11,6 @@ from experiments.meco import analyse, run
 from experiments.meco.config import ARMS, CORPORA, cooldown_steps
 from mixlab import config as configs
 from mixlab import schema
-from mixlab.corpus.store import TokenStore
 from mixlab.errors import UserError
 
 FILE = str(Path(__file__).parents[1] / "experiments/meco/config.py")
@@ -58,7 +57,8 @@ def test_a_wrong_argument_is_told(arg):
 
 def test_no_host_has_more_than_its_share_of_documents(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "DOCUMENTS_PER_HOST", 3)
-    for folder in run.FOLDERS:
+    folders = [pattern.partition("/")[0] for pattern in run.FILES]
+    for folder in folders:
         (tmp_path / "data" / folder).mkdir(parents=True)
         with gzip.open(tmp_path / "data" / folder / "some.jsonl.gz", "wt") as file:
             for i in range(5):
@@ -67,11 +67,11 @@ def test_no_host_has_more_than_its_share_of_documents(tmp_path, monkeypatch):
                     json.dumps({"id": f"{folder}-{i}", "text": f"text {i} " * 9, "url": url, "domain": folder}) + "\n"
                 )
     (tmp_path / "work").mkdir()
-    run._prepare(tmp_path / "data", tmp_path / "work")
-    urls = TokenStore.open(tmp_path / "work/store").column("url").to_pylist()
-    assert len(urls) == 3 * len(run.FOLDERS) and all(sum(f"//{f}.org" in url for url in urls) == 3 for f in run.FOLDERS)
+    with gzip.open(run.sample_hosts(tmp_path / "data", tmp_path / "work"), "rt") as lines:
+        urls = [json.loads(line)["url"] for line in lines]
+    assert len(urls) == 3 * len(folders) and all(sum(f"//{f}.org" in url for url in urls) == 3 for f in folders)
     with pytest.raises(UserError, match="holds no web_c4"):
-        run._prepare(tmp_path, tmp_path)
+        run.sample_hosts(tmp_path, tmp_path)
 
 
 def records(*scores, step=10, **end):

@@ -48,8 +48,9 @@ def _folder(path: Path, gain: float, noise: np.ndarray, steps: int = 30) -> None
         "probe/canaries/tpr/plain-x1": None,
     }
     (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    facts = {"exit": "complete", "seconds": 10.0, "finished": "2026-01-01T00:00", "machine": "m", "versions": {}}
-    values = {"run": facts, "plan": {"parameters": 5, "total_steps": steps, "total_tokens": 100}}
+    facts = {"exit": "complete", "seconds": 10.0, "finished": "2026-01-01T00:00", "machine": "m"}
+    facts |= {"devices": "1 x cpu", "versions": {}}
+    values = {"run": facts, "plan": {"parameters": 5, "tokenizer": {}, "total_steps": steps, "total_tokens": 100}}
     for name, value in (values | {"config": {"sources": {"text": {"store": "embedded"}}}}).items():
         (path / f"{name}.json").write_text(json.dumps(value))
     pq.write_table(pa.table({"experiment": ["a", "a", "b"], "length": [3, 4, 5]}), path / "ledger.parquet")

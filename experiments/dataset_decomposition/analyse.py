@@ -3,7 +3,6 @@
 python experiments/dataset_decomposition/analyse.py runs/dataset_decomposition
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -14,8 +13,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from experiments import results  # noqa: E402
 from experiments.dataset_decomposition.config import ARMS, BUCKETS, LENGTHS  # noqa: E402
-from experiments.intervals import difference, interval, is_complete, rounded  # noqa: E402
+from experiments.intervals import difference, interval  # noqa: E402
+from experiments.results import is_complete  # noqa: E402
 from mixlab import errors  # noqa: E402
 from mixlab.errors import UserError  # noqa: E402
 from mixlab.sequences.statistics import expected_step_time, fit_step_time  # noqa: E402
@@ -146,22 +147,13 @@ def read(workdir: Path) -> tuple[dict, dict[str, dict[int, list[Record]]], dict]
         raise UserError(
             f"{workdir}: {', '.join(missing)} have not come to their end; run the experiment again, it goes on"
         )
-    facts = [json.loads((folder / "run.json").read_text()) for folder in folders]
-    first = folders[0]
-    config, plan = (json.loads((first / name).read_text()) for name in ("config.json", "plan.json"))
+    plan = json.loads((folders[0] / "plan.json").read_text())
     last = next(iter(runs[ARMS[0]].values()))[-1]
     return (
         cost,
         runs,
-        {
-            "corpus": "embedded" if config["sources"]["text"]["store"] == "embedded" else "text",
-            "finished": max(fact["finished"] for fact in facts)[:10],
-            "machine": facts[0]["machine"],
-            "devices": facts[0]["devices"],
-            "versions": facts[0]["versions"],
-            "training_seconds": round(sum(fact["seconds"] for fact in facts)),
-            "parameters": plan["parameters"],
-            "tokenizer": plan["tokenizer"],
+        results.facts(folders, plan)
+        | {
             "tokens": {arm: int(next(iter(found.values()))[-1]["tokens"]) for arm, found in runs.items()},
             "seeds": {arm: list(found) for arm, found in runs.items()},
             "evaluation_tokens": _counts(last, "tokens"),
@@ -288,17 +280,12 @@ def _bins(final: dict, kind: str) -> dict[int, dict]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", type=Path)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
-    parser.add_argument("--command", default="", help="what made the runs, for the record")
-    flags = parser.parse_args(arguments)
+    flags = results.parse(__doc__, HERE / "results", arguments)
     cost, runs, facts = read(flags.workdir)
     summary = summarise(cost, runs)
-    flags.output.mkdir(parents=True, exist_ok=True)
-    record = {"experiment": "dataset_decomposition", "command": flags.command} | facts | summary
-    stem = flags.output / facts["corpus"]
-    stem.with_suffix(".json").write_text(json.dumps(rounded(record), indent=1) + "\n")
+    stem = results.write(
+        {"experiment": "dataset_decomposition", "command": flags.command} | facts | summary, flags.output
+    )
     draw(summary, stem.with_suffix(".png"))
     print(tables(summary))
     print(f"{stem}.json, .png")

@@ -3,7 +3,6 @@
 python experiments/dolmino/analyse.py runs/dolmino
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -13,8 +12,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from experiments import results  # noqa: E402
 from experiments.dolmino.config import ARMS, CORPORA  # noqa: E402
-from experiments.intervals import difference, interval, is_complete, rounded  # noqa: E402
+from experiments.intervals import difference, interval  # noqa: E402
+from experiments.results import is_complete  # noqa: E402
 from mixlab import errors  # noqa: E402
 from mixlab.errors import UserError  # noqa: E402
 
@@ -81,22 +82,14 @@ def read(workdir: Path) -> dict:
     long = {arm: workdir / f"{arm}-long" for arm in soups if is_complete(workdir / f"{arm}-long")}
     everything = [trunk, *(folder for found in folders.values() for folder in found), *long.values()]
     config, plan = (json.loads((folders["web"][0] / name).read_text()) for name in ("config.json", "plan.json"))
-    facts = [json.loads((folder / "run.json").read_text()) for folder in everything]
     stages = {stage["name"]: stage for stage in plan["stages"]}
     return {
         "before": _scores(trunk),
         "members": {arm: [_scores(folder) for folder in found] for arm, found in folders.items()},
         "soups": soups,
         "long": {arm: _scores(folder) for arm, folder in long.items()},
-        "embedded": all(source["store"] == "embedded" for source in config["sources"].values()),
-        "facts": {
-            "finished": max(fact["finished"] for fact in facts)[:10],
-            "machine": facts[0]["machine"],
-            "devices": facts[0]["devices"],
-            "versions": facts[0]["versions"],
-            "training_seconds": round(sum(fact["seconds"] for fact in facts)),
-            "parameters": plan["parameters"],
-            "tokenizer": plan["tokenizer"],
+        "facts": results.facts(everything, plan)
+        | {
             "seeds": [int(folder.name.rpartition("-")[2]) for folder in folders["web"]],
             "tokens": {name: stage["tokens"] for name, stage in stages.items()},
             "steps": {name: stage["steps"] for name, stage in stages.items()},
@@ -193,13 +186,9 @@ def draw(summary: dict, path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", type=Path)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
-    parser.add_argument("--command", default="", help="what made the runs, for the record")
-    flags = parser.parse_args(arguments)
+    flags = results.parse(__doc__, HERE / "results", arguments)
     found = read(flags.workdir)
-    corpus = CORPORA["embedded" if found["embedded"] else "text"]
+    corpus = CORPORA[found["facts"]["corpus"]]
     maths = [name for name in corpus["added"] if "math" in name]
     groups = {
         "mean of the web side": list(corpus["web"]),
@@ -210,13 +199,10 @@ def main(arguments: list[str]) -> int:
     summary = summarise(found["before"], found["members"], found["soups"], found["long"], groups)
     order = [*corpus["web"], *corpus["added"], *groups]
     summary["rows"] = dict(sorted(summary["rows"].items(), key=lambda row: order.index(row[0])))
-    stem = "embedded" if found["embedded"] else "text"
-    flags.output.mkdir(parents=True, exist_ok=True)
-    record = {"experiment": "dolmino", "corpus": stem, "command": flags.command} | found["facts"] | summary
-    (flags.output / f"{stem}.json").write_text(json.dumps(rounded(record), indent=1) + "\n")
-    draw(summary, flags.output / f"{stem}.png")
+    stem = results.write({"experiment": "dolmino", "command": flags.command} | found["facts"] | summary, flags.output)
+    draw(summary, stem.with_suffix(".png"))
     print(table(summary))
-    print(f"{flags.output / stem}.json, .png")
+    print(f"{stem}.json, .png")
     return 0
 
 

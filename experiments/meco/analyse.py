@@ -3,7 +3,6 @@
 python experiments/meco/analyse.py runs/meco
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -13,8 +12,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from experiments.dolmino.analyse import interval, is_complete  # noqa: E402
+from experiments import results  # noqa: E402
+from experiments.intervals import interval  # noqa: E402
 from experiments.meco.config import ARMS  # noqa: E402
+from experiments.results import is_complete  # noqa: E402
 from mixlab import errors  # noqa: E402
 from mixlab.errors import UserError  # noqa: E402
 
@@ -113,18 +114,8 @@ def read(workdir: Path) -> tuple[dict[str, dict[int, Lines]], dict]:
         earlier = runs.get("meco", {}).get(seed, [])
         runs["no_cooldown"][seed] = [line for line in earlier if line["step"] < lines[0]["step"]] + lines
     folders = [workdir / f"{arm}-{seed}" for arm, found in runs.items() for seed in found]
-    facts = [json.loads((folder / "run.json").read_text()) for folder in folders]
-    config = json.loads((folders[0] / "config.json").read_text())
     plan = json.loads((next(workdir.glob("meco-[0-9]*/plan.json"), folders[0] / "plan.json")).read_text())
-    return runs, {
-        "embedded": all(source["store"] == "embedded" for source in config["sources"].values()),
-        "finished": max(fact["finished"] for fact in facts)[:10],
-        "machine": facts[0]["machine"],
-        "devices": facts[0]["devices"],
-        "versions": facts[0]["versions"],
-        "training_seconds": round(sum(fact["seconds"] for fact in facts)),
-        "parameters": plan["parameters"],
-        "tokenizer": plan["tokenizer"],
+    return runs, results.facts(folders, plan) | {
         "seeds": {arm: sorted(found) for arm, found in runs.items()},
         "tokens": {stage["name"]: stage["tokens"] for stage in plan["stages"]},
         "documents": plan["conditioned_and_plain"],
@@ -190,29 +181,14 @@ def draw(summary: dict, path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", type=Path)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
-    parser.add_argument("--command", default="", help="what made the runs, for the record")
-    flags = parser.parse_args(arguments)
+    flags = results.parse(__doc__, HERE / "results", arguments)
     runs, facts = read(flags.workdir)
     summary = summarise(runs)
-    stem = "embedded" if facts.pop("embedded") else "text"
-    flags.output.mkdir(parents=True, exist_ok=True)
-    record = {"experiment": "meco", "corpus": stem, "command": flags.command} | facts | summary
-    (flags.output / f"{stem}.json").write_text(json.dumps(_rounded(record), indent=1) + "\n")
-    draw(summary, flags.output / f"{stem}.png")
+    stem = results.write({"experiment": "meco", "command": flags.command} | facts | summary, flags.output)
+    draw(summary, stem.with_suffix(".png"))
     print(table(summary))
-    print(f"{flags.output / stem}.json, .png")
+    print(f"{stem}.json, .png")
     return 0
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python experiments/train_once/analyse.py runs/train_once
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,7 +14,9 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from experiments.intervals import interval, is_complete, rounded  # noqa: E402
+from experiments import results  # noqa: E402
+from experiments.intervals import interval  # noqa: E402
+from experiments.results import is_complete  # noqa: E402
 from mixlab import errors  # noqa: E402
 from mixlab.errors import UserError  # noqa: E402
 
@@ -24,20 +25,13 @@ Record = dict[str, float]
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", type=Path, help="the folder of runs that run.py leaves")
-    parser.add_argument("--output", type=Path, default=HERE / "results", help="where the summary goes")
-    parser.add_argument("--command", help="that made the runs, for the record")
-    flags = parser.parse_args(arguments)
+    flags = results.parse(__doc__, HERE / "results", arguments)
     pairs = read_pairs(flags.workdir)
-    summary = summarise(pairs) | facts(flags.workdir, pairs)
-    if flags.command:
-        summary["command"] = flags.command
-    flags.output.mkdir(parents=True, exist_ok=True)
-    name = "embedded" if summary["embedded"] else "text"
-    (flags.output / f"{name}.json").write_text(json.dumps(rounded(summary), indent=1) + "\n")
-    draw(summary, flags.output / f"{name}.png")
+    summary = {"experiment": "train_once", "command": flags.command} | facts(flags.workdir, pairs) | summarise(pairs)
+    stem = results.write(summary, flags.output)
+    draw(summary, stem.with_suffix(".png"))
     print(as_text(summary))
+    print(f"{stem}.json, .png")
     return 0
 
 
@@ -77,19 +71,11 @@ def summarise(pairs: list[tuple[Path, Path]]) -> dict:
 
 def facts(workdir: Path, pairs: list[tuple[Path, Path]]) -> dict:
     """The runs' sizes, cost and machine; the dependence matrix, if it is there."""
-    treatment = pairs[0][0]
-    config, plan, run = (json.loads((treatment / f"{name}.json").read_text()) for name in ("config", "plan", "run"))
-    everything = [json.loads((folder / "run.json").read_text()) for pair in pairs for folder in pair]
-    found = {
-        "embedded": all(source["store"] == "embedded" for source in config["sources"].values()),
+    plan = json.loads((pairs[0][0] / "plan.json").read_text())
+    found = results.facts([folder for pair in pairs for folder in pair], plan) | {
         "seeds": [int(folder.name.partition("-")[2]) for folder, _ in pairs],
-        "parameters": plan["parameters"],
         "steps": plan["total_steps"],
         "tokens": plan["total_tokens"],
-        "training_seconds": round(sum(one["seconds"] for one in everything)),
-        "finished": max(one["finished"] for one in everything)[:10],
-        "machine": run["machine"],
-        "versions": run["versions"],
     }
     matrix = workdir / "dependence" / "dependence.json"
     if matrix.is_file():
