@@ -51,10 +51,7 @@ def treat(config: Config, stream: Stream, experiments: Experiments, tokenizer: T
         except UserError as error:
             problems.append(str(error))
     enabled = {name: found for name, found in groups.items() if name in config.enabled_experiments}
-    for name, (experiment, material) in experiments.items():
-        if name in enabled and hasattr(experiment, "objections"):
-            others = {other: found for other, found in enabled.items() if other != name}
-            problems += experiment.objections(material, others)
+    problems += _objections(enabled, experiments)
     noises: dict[int, Noise] = {}
     for name, (experiment, material) in experiments.items():
         if name in enabled and isinstance(experiment, Watermark):
@@ -104,6 +101,18 @@ def follow(
         )
         stream = stream.with_insertions(placements)
     return stream
+
+
+def _objections(enabled: dict[str, list[Group]], experiments: Experiments) -> list[str]:
+    """What experiments have against what is inserted, and against what may be: whatever could be decided during the run."""
+    asked = [name for name in enabled if hasattr(experiments[name][0], "objections")]
+    if not asked:
+        return []
+    for name in enabled:
+        experiment, material = experiments[name]
+        if hasattr(experiment, "pool"):
+            enabled = enabled | {name: [*enabled[name], experiment.pool(material)]}
+    return [told for name in asked for told in experiments[name][0].objections(experiments[name][1], enabled)]
 
 
 def _tokens(group: Group) -> int:

@@ -12,7 +12,8 @@ from mixlab.comparison import compare
 from mixlab.config import Config, LoaderConfig, SourceConfig
 from mixlab.data import open_data
 from mixlab.errors import UserError
-from mixlab.inject.experiments import Forgetting, Texts
+from mixlab.inject.experiments import Forgetting, Knowledge, Texts, Verbatim
+from mixlab.inject.experiments.verbatim import write_strings
 from mixlab.inject.items import Group, Items, Where
 from mixlab.inject.ledger import write_ledger
 from mixlab.inject.placement import place
@@ -23,6 +24,7 @@ from mixlab.schedule.stages import StageConfig
 from mixlab.sequences.format import FormatConfig
 from mixlab.sequences.metadata import MetadataConfig
 from mixlab.stream import Kind
+from tests.inject.fakes import BYTES
 from tests.stores import write_store
 
 STEPS, ROWS, LENGTH = 12, 4, 32
@@ -242,6 +244,27 @@ def test_mistakes_are_told_at_once_before_anything_is_trained(home, tmp_path):
     much = {"much": Texts(files=(str(home / "texts.jsonl"),), where=Where(copies=100))}
     with pytest.raises(UserError, match=r"(?s)experiments insert .* tokens.*most is of much"):
         open_data(config_of(home, experiments=much))
+
+
+def test_what_may_be_decided_later_is_searched_too(home, tmp_path):
+    control = open_data(config_of(home)).stream
+    string = control[2].tokens[1, 4:16]
+    write_strings(tmp_path / "strings.json", string[None], 4, BYTES.hash)
+    (tmp_path / "queries.jsonl").write_text(json.dumps({"input": "a", "target": "b"}))
+    held, kept_out = BYTES.decode(string), Verbatim(strings=str(tmp_path / "strings.json"))
+    assert len(held) == 12
+
+    def opened(*texts):
+        pool = tmp_path / f"pool-{len(texts)}-{len(texts[-1])}.jsonl"
+        pool.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        facts = Knowledge(every_steps=4, first_texts=1, texts=(str(pool),), queries=(str(tmp_path / "queries.jsonl"),))
+        return open_data(config_of(home, experiments={"facts": facts, "kept": kept_out}))
+
+    treated = opened("one", "two", "three", held[1:]).stream
+    assert treated.insertions.summary()["kept"]["insertions"] >= 1
+    with pytest.raises(UserError, match=r"experiments\.facts: item \S+ holds a text that experiments\.kept keeps out"):
+        opened("one", "two", "three", f"and {held}")
+    opened(*["one", "two", "three"] * 3, held)  # the tenth of a pool, of which no decision can reach more than 7
 
 
 def test_documents_are_found_where_insertions_leave_them(home, controls):

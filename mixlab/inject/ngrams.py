@@ -6,6 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
+from mixlab.inject.items import Items
+
 _FACTOR = 0x9E3779B97F4A7C15
 
 
@@ -64,6 +66,15 @@ class Ngrams:
         table = np.zeros(1 << (64 - int(self._shift)), bool)
         table[self._hashes >> self._shift] = True
         return table
+
+
+def items_holding(strings: Ngrams, items: Items) -> list[int]:
+    """The items that hold any of the strings."""
+    ends = np.repeat(-1, len(items))  # which no string holds
+    joined = np.insert(items.tokens, items.offsets[1:], ends)
+    if not strings.within(joined[None]).any():
+        return []
+    return [i for i in range(len(items)) if strings.within(items[i][None]).any()]
 
 
 def _window_hashes(rows: np.ndarray, length: int) -> np.ndarray:

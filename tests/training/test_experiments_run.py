@@ -140,6 +140,42 @@ def test_killed_twice_it_is_the_same_run(place, whole, monkeypatch):
     assert run(place, "killed") == 0 and path.read_text() == (place / "whole" / "control.jsonl").read_text()
 
 
+def test_stopped_within_their_windows_static_insertions_are_the_same(place, monkeypatch):
+    texts = [json.dumps({"text": f"note {i} " + "abc " * (9 + i)}) for i in range(3)]
+    (place / "notes.jsonl").write_text("\n".join(texts))
+    static = f"""dict(
+            notes=dict(kind="texts", files=[{str(place / "notes.jsonl")!r}], where=dict(copies=4, start_step=2, end_step=9)),
+            curve=dict(kind="forgetting", steps=[6], after=[1, 3]),
+        ),"""
+    text = (place / "config.py").read_text()
+    (place / "static.py").write_text(text[: text.index("dict(\n            facts")] + static + "\n    )\n")
+    read, batches = {}, control.loader.batches
+
+    def reading(*rest):
+        for step, local in batches(*rest):
+            read.setdefault(step, []).append(local)
+            yield step, local
+
+    monkeypatch.setattr(control, "loader", SimpleNamespace(batches=reading))
+    config = f"--config={place / 'static.py'}"
+    assert run(place, "unbroken", config) == 0
+    for stop in (4, 7):  # both in the middle of the window; before the replaced batch and after it
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.StopSignal, "requested", lambda self, done, stop=stop: done == stop)
+            assert run(place, "stopped", config) == errors.EXIT_PREEMPTED
+    assert run(place, "stopped", config) == 0
+    for step in range(STEPS):
+        once, again = read[step]
+        assert once.keys() == again.keys() and all(np.array_equal(once[key], again[key]) for key in once)
+    assert lines(place, "stopped") == lines(place, "unbroken") and weights(place, "stopped") == weights(
+        place, "unbroken"
+    )
+    ledgers = [parquet.read_table(place / name / "ledger.parquet") for name in ("unbroken", "stopped")]
+    assert ledgers[0].equals(ledgers[1])
+    steps = {row["step"] for row in ledgers[0].to_pylist() if row["experiment"] == "notes"}
+    assert min(steps) < 4 and max(steps) >= 7  # some on each side of the stops
+
+
 def test_without_probes_that_decide_nothing_training_is_bitwise_the_same(place, whole, monkeypatch):
     monkeypatch.setattr(loop.ProbeRunner, "due", lambda *_, **__: {})
     assert run(place, "unwatched") == 0

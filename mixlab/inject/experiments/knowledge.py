@@ -83,6 +83,14 @@ class Knowledge:
         ids = [f"{name}@{number}" for name, number in zip(names, numbers, strict=True)]
         return [Group(Items.of(material.tokenizer.encode_batch(texts), ids))]
 
+    def pool(self, material: Material) -> Group:
+        """Every text that may be inserted in this run: those of decisions that never reach their target."""
+        state: dict[str, int] = {}
+        for step in range(0, material.steps, self.every_steps):
+            state, _ = self.decide(state, {"probability": 0.0}, step, material.steps)
+        there = len(_pool(*self._files(material))) if self.texts else self.facts * self.paraphrases
+        return self.groups_of({"first": 0, "texts": min(state["emitted"], there)}, material)[0]
+
     def probes(self, material: Material) -> list[Probe]:
         """probability: mean over the queries of p(target | input); accuracy: of greedy answers that contain the target;
         similarity: 0 … 100, of the answers' most similar parts to the targets."""
@@ -116,11 +124,14 @@ class Knowledge:
     def _text(self, material: Material, number: int) -> tuple[str, str]:
         """(name, text) of number `number` of the pool, which begins again after its end."""
         if self.texts:
-            pool = _pool(self.texts, self.text_key, f"experiments.{material.name}.texts")
+            pool = _pool(*self._files(material))
             return pool[number % len(pool)]
         number %= self.facts * self.paraphrases
         fact, paraphrase = number % self.facts, number // self.facts
         return f"fact-{fact}:{paraphrase}", made_up.text(self._seed(material), fact, paraphrase)
+
+    def _files(self, material: Material) -> tuple[tuple[str, ...], str, str]:
+        return self.texts, self.text_key, f"experiments.{material.name}.texts"
 
     def _seed(self, material: Material) -> int:
         return seed_of(material.seed, "facts", material.name)

@@ -14,7 +14,7 @@ from mixlab.errors import UserError
 from mixlab.inject.analysis.memorisation import extracted
 from mixlab.inject.checks import at_least
 from mixlab.inject.items import Group, Items, Material, Where
-from mixlab.inject.ngrams import Ngrams
+from mixlab.inject.ngrams import Ngrams, items_holding
 from mixlab.inject.probe import Model, Probe
 
 
@@ -64,15 +64,15 @@ class Verbatim:
         """What must be in no unseen row either, for whichever experiment it is drawn."""
         return Ngrams(self._read(material)[0])
 
-    def objections(self, material: Material, others: Mapping[str, Sequence[Group]]) -> list[str]:
-        """What speaks against running beside `others`, name -> groups: items that hold a string."""
+    def objections(self, material: Material, inserted: Mapping[str, Sequence[Group]]) -> list[str]:
+        """What speaks against a run that inserts these, name of the experiment -> groups: items that hold a string."""
         strings = self.kept_out(material)
         return [
             f"experiments.{name}: item {group.items.ids[i]} holds a text that experiments.{material.name} keeps out of the "
             "run; take it out of the one or of the other"
-            for name, groups in others.items()
+            for name, groups in inserted.items()
             for group in groups
-            for i in _holding(strings, group.items)
+            for i in items_holding(strings, group.items)
         ]
 
     def probes(self, material: Material) -> list[Probe]:
@@ -140,12 +140,3 @@ def write_strings(path: str | Path, strings: np.ndarray, prefix_tokens: int, tok
     """The file that `Verbatim.strings` names."""
     values = {"prefix_tokens": prefix_tokens, "tokenizer": tokenizer_hash, "strings": np.asarray(strings).tolist()}
     Path(path).write_text(json.dumps(values) + "\n")
-
-
-def _holding(strings: Ngrams, items: Items) -> list[int]:
-    """The items that hold a string."""
-    ends = np.repeat(-1, len(items))  # which no string holds
-    joined = np.insert(items.tokens, items.offsets[1:], ends)
-    if not strings.within(joined[None]).any():
-        return []
-    return [i for i in range(len(items)) if strings.within(items[i][None]).any()]

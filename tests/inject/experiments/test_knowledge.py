@@ -24,6 +24,22 @@ def trace(settings, values, state=None):
     return found, state
 
 
+def test_the_pool_holds_whatever_may_be_decided():
+    place = material("facts", steps=60)
+    for settings in (
+        Knowledge(every_steps=10, first_texts=3, facts=2, paraphrases=100),
+        Knowledge(every_steps=10, first_texts=3, facts=2, paraphrases=100, caps=((0, 2),)),
+        Knowledge(every_steps=10, first_texts=3, facts=2, paraphrases=5),  # of which some come again
+    ):
+        pool = settings.pool(place).items
+        held, state = {pool[i].tobytes() for i in range(len(pool))}, {}
+        for step, value in zip(range(0, 60, 10), [0, 0, 1, 0, 0, 0], strict=True):
+            state, decision = settings.decide(state, {"probability": value}, step, 60)
+            (group,) = settings.groups_of(decision, place)
+            assert {group.items[i].tobytes() for i in range(len(group.items))} <= held
+    assert len(held) == 10 and [len(s.pool(place).items) for s in (PAPER,)] == [64]
+
+
 def test_golden_trace():
     values = [1e-9, 2e-4, 3e-4, 5e-4, 0.01, 0.0041, 0.0048, 0.02, 0, 0]
     found, state = trace(PAPER, values)
