@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from pathlib import Path
 from typing import NoReturn
 
 from mixlab import config
@@ -10,14 +11,20 @@ from mixlab.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose complaints are UserErrors."""
+    """argparse without abbreviations, whose complaints are UserErrors.
 
-    def __init__(self, description: str, with_config: bool = True):
+    with_run: --workdir=RUN_DIR may be given instead of --config, for the configuration of a run."""
+
+    def __init__(self, description: str, with_config: bool = True, with_run: bool = False):
         super().__init__(description=description, allow_abbrev=False)
+        self._with_run = with_run
+        if with_run:
+            help = "a run's folder instead of --config: with what was decided during the run"
+            self.add_argument("--workdir", type=Path, metavar="RUN_DIR", help=help)
         if with_config:
             self.add_argument(
                 "--config",
-                required=True,
+                required=not with_run,
                 metavar="FILE.py[:ARG]",
                 help="the configuration; any of its keys is set with --config.KEY=VALUE, for example "
                 "--config.stages.0.steps=50",
@@ -42,4 +49,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_config(self, arguments: list[str]) -> tuple[argparse.Namespace, Config]:
         flags, overrides = self.parse(arguments)
+        if self._with_run:
+            if (flags.config is None) == (flags.workdir is None):
+                raise UserError("give either --config=FILE.py or --workdir=RUN_DIR")
+            if flags.workdir is not None:
+                return flags, config.load_json(flags.workdir / "config.json", overrides)
         return flags, config.load(flags.config, overrides)

@@ -1,7 +1,7 @@
 """From a configuration to what is read: stores, tokenizer, the stream, and the documents held out from it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from mixlab.corpus.filters import in_part, matches
 from mixlab.corpus.store import TokenStore
 from mixlab.corpus.tokenizer import Tokenizer, load
 from mixlab.errors import UserError
+from mixlab.inject.control_log import ControlLog
 from mixlab.schedule.fixed import FixedCut
 from mixlab.schedule.stages import BucketTokens, Stage, StageConfig, place_stages
 from mixlab.seeds import seed_of
@@ -20,7 +21,7 @@ from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
 from mixlab.sequences.metadata import Metadata, MetadataConfig, make_metadata
 from mixlab.stream import Stream
-from mixlab.treatment import Experiments, open_experiments, treat
+from mixlab.treatment import Experiments, follow, open_experiments, treat
 
 VERIFIED_BYTES = 2**30  # of tokens: about a second's reading
 
@@ -107,6 +108,11 @@ def open_data(config: Config, verify: bool = False) -> Data:
     held_out = _held_out(stores, {name: splits["validation"] for name, splits in chosen.items()})
     experiments = open_experiments(config, stream, documents, tokenizer)
     return Data(stores, tokenizer, treat(config, stream, experiments, tokenizer), held_out, experiments)
+
+
+def with_decisions(config: Config, data: Data, log: ControlLog) -> Data:
+    """The data with what dynamic experiments have decided during the run. UserError where that does not fit the data."""
+    return replace(data, stream=follow(config, data.stream, data.experiments, data.tokenizer, log.entries))
 
 
 def open_tokenizer(config: Config) -> Tokenizer:

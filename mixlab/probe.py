@@ -64,14 +64,13 @@ def probe_checkpoints(
     newest that verifies."""
     import jax
 
-    from mixlab.data import open_data
+    from mixlab.data import open_data, with_decisions
     from mixlab.evals.probes import open_probes
     from mixlab.inject.control_log import read_log
     from mixlab.parallel.mesh import make_mesh
     from mixlab.training.checkpoint import Checkpoints
     from mixlab.training.optimizer import make_optimizer
     from mixlab.training.state import plan_state
-    from mixlab.treatment import follow
 
     data = open_data(config)
     mesh = make_mesh(config.mesh)
@@ -81,7 +80,7 @@ def probe_checkpoints(
         for chosen in _steps(steps, checkpoints.steps(), workdir):
             params, meta = checkpoints.restore_params(layout.abstract["params"], chosen)
             log = read_log(workdir / "control.jsonl", meta["control_log"])
-            stream = follow(config, data.stream, data.experiments, data.tokenizer, log.entries)
+            stream = with_decisions(config, data, log).stream
             probed = runner.ask(params, meta["step"], stream, runner.of(experiment))
             yield meta["step"], probed.metrics, probed.failures
 

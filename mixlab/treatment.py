@@ -82,8 +82,12 @@ def follow(
     """The stream with what was decided during the run, after everything that is in it: each decision (of the control log)
     inserts into the interval that began with it, and changes nothing else.
 
-    Raises UserError where its items have no place."""
+    Raises UserError where its items have no place, or an experiment is not the configuration's."""
     for entry in entries:
+        if not hasattr(experiments.get(entry["experiment"], (None,))[0], "groups_of"):
+            raise UserError(
+                f"experiments.{entry['experiment']}: was decided on in the run, and is not in the configuration"
+            )
         experiment, material = experiments[entry["experiment"]]
         if entry["decision"] is None:
             continue

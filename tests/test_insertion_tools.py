@@ -3,9 +3,14 @@
 import importlib
 import json
 
+import numpy as np
 import pytest
 
+from mixlab import config as configs
 from mixlab import errors
+from mixlab.comparison import compare
+from mixlab.data import open_data
+from mixlab.inject.noise import Noise
 from tests.stores import some_texts, write_config, write_store
 
 
@@ -69,6 +74,7 @@ def test_where_items_are_and_what_is_in_a_step(tool, config):
         (["--item=few:1"], "give one of"),
         (["--step=1", "--item=few:1"], "--item belongs to --experiment"),
         (["--step=1", "--experiment=few"], "give one of"),
+        (["--step=1", "--workdir=runs/x"], "either --config=FILE.py or --workdir=RUN_DIR"),
     ],
 )
 def test_what_cannot_be_shown(tool, config, arguments, told):
@@ -89,6 +95,38 @@ def test_the_proof_that_a_control_is_one(tool, config):
     assert code == 1 and "differences that no insertion explains" in out
     code, _, err = tool("compare_streams", config, f"--against={path}", "--config.stages.0.steps=13")
     assert code == 2 and "the same stages" in err
+
+
+def test_noise_is_shown_and_compared(tool, config):
+    marked = "--config.experiments.mark={'kind': 'watermark', 'steps': (2, 9), 'sigma': 0.1}"
+    code, out, _ = tool("compare_streams", config, marked, "--json")
+    noised = json.loads(out)["noised"]
+    assert code == 0 and [(n["experiment"], n["step"], n["sigma"], n["in"]) for n in noised] == [
+        ("mark", 2, 0.1, 0), ("mark", 9, 0.1, 0),
+    ]  # fmt: skip
+    out = tool("compare_streams", config, marked)[1]
+    assert "noise on all 4 rows, sigma 0.1  mark" in out and "every difference is an insertion's or noise" in out
+    assert json.loads(tool("inspect_stream", config, marked, "--experiment=mark", "--json")[1])["noised_steps"] == [
+        2,
+        9,
+    ]
+    assert "noise on the embeddings of steps 2, 9" in tool("inspect_stream", config, marked, "--experiment=mark")[1]
+    told = [tool("inspect_stream", config, marked, f"--step={step}")[1] for step in (1, 2)]
+    assert ["sigma 0.1: mark" in text for text in told] == [False, True]
+
+
+def test_noise_that_no_experiment_explains_is_told(config):
+    given = configs.load(config.partition("=")[2], ["--config.experiments.mark={'kind': 'watermark', 'steps': (2, 9)}"])
+    stream = open_data(given).stream
+
+    class Other(Noise):
+        def keys(self, step, rows):
+            return super().keys(step, rows) ^ np.uint32(rows[:, None] == 1)
+
+    (noise,) = set(stream.noises.values())
+    other = stream.with_noise({9: Other(noise.name, noise.seed, noise.sigma, (9,)), 2: noise})
+    assert compare(stream, other, np.arange(12)).unexplained == [(9, 1, 0, "noise")]
+    assert compare(stream, stream, np.arange(12)).noised == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 python tools/inspect_stream.py --config=FILE --step=N [--row=R] [--json]
 python tools/inspect_stream.py --config=FILE --document=SOURCE:ID [--json]
 python tools/inspect_stream.py --config=FILE --experiment=NAME [--item=ITEM] [--json]
+
+With --workdir=RUN_DIR instead of --config: what that run reads, with what was decided while it was trained.
 """
 
 import dataclasses
@@ -14,13 +16,14 @@ import pyarrow.compute as pc
 
 from mixlab import errors
 from mixlab.cli import Parser
-from mixlab.data import Data, open_data
+from mixlab.data import Data, open_data, with_decisions
 from mixlab.errors import UserError
+from mixlab.inject.control_log import whole_log
 from mixlab.stream import Kind
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], with_run=True)
     parser.add_argument("--step", type=int, metavar="N", help="the step, counted from 0")
     parser.add_argument("--row", type=int, metavar="R", help="one row of it; all when left out")
     parser.add_argument("--document", metavar="SOURCE:ID", help="a document by its id, or by its number as #123")
@@ -33,6 +36,8 @@ def main(arguments: list[str]) -> None:
     if flags.item is not None and flags.experiment is None:
         raise UserError("--item belongs to --experiment=NAME; give it too")
     data = open_data(config)
+    if flags.workdir is not None:
+        data = with_decisions(config, data, whole_log(flags.workdir))
     if flags.experiment is not None:
         found = insertions(data, flags.experiment, flags.item)
         print(json.dumps(found, indent=2) if flags.json else _insertions_text(found))
@@ -41,7 +46,10 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(found, indent=2) if flags.json else _places_text(found))
     else:
         rows = step_rows(data, flags.step, flags.row)
-        print(json.dumps({"step": flags.step, "rows": rows}, indent=2) if flags.json else _rows_text(flags.step, rows))
+        noise = data.stream.noises.get(flags.step)
+        told = {"experiment": noise.name, "sigma": noise.sigma} if noise else None
+        found = {"step": flags.step, "noise": told, "rows": rows}
+        print(json.dumps(found, indent=2) if flags.json else _rows_text(found))
 
 
 def step_rows(data: Data, step: int, row: int | None) -> list[dict]:
@@ -76,7 +84,8 @@ def step_rows(data: Data, step: int, row: int | None) -> list[dict]:
 
 
 def insertions(data: Data, name: str, item: str | None) -> dict:
-    """Every insertion of an experiment, or of one of its items, as the ledger has them, in training order."""
+    """Every insertion of an experiment, or of one of its items, as the ledger has them, in training order; and the steps whose
+    embeddings it adds noise to."""
     placements = data.stream.insertions
     if name not in data.experiments:
         near = difflib.get_close_matches(name, data.experiments, n=1)
@@ -85,7 +94,9 @@ def insertions(data: Data, name: str, item: str | None) -> dict:
     found = placements.find(name, item) if placements is not None and name in placements.names else []
     if item is not None and not len(found):
         raise UserError(f"--item={item}: {name} inserts no item of this name; see all of them without --item")
-    return {"experiment": name, "insertions": [placements.entry(int(number)) for number in found]}
+    noised = [step for step, noise in sorted(data.stream.noises.items()) if noise.name == name]
+    listed = [placements.entry(int(number)) for number in found]
+    return {"experiment": name, "insertions": listed, "noised_steps": noised}
 
 
 def document_places(data: Data, asked: str) -> dict:
@@ -106,9 +117,11 @@ def document_places(data: Data, asked: str) -> dict:
     return {"source": source, "document": document, "metadata": metadata, "held_out": held_out, "places": places}
 
 
-def _rows_text(step: int, rows: list[dict]) -> str:
-    lines = [f"step {step}"]
-    for row in rows:
+def _rows_text(found: dict) -> str:
+    lines = [f"step {found['step']}"]
+    if noise := found["noise"]:
+        lines.append(f"every row has noise on its embeddings, sigma {noise['sigma']:g}: {noise['experiment']}")
+    for row in found["rows"]:
         lines.append(f"── row {row['row']}")
         for span in row["spans"]:
             place = f"{span['offset']:>6} +{span['length']:<6} {span['kind']:<8}"
@@ -123,6 +136,8 @@ def _rows_text(step: int, rows: list[dict]) -> str:
 
 
 def _insertions_text(found: dict) -> str:
+    if noised := found["noised_steps"]:
+        return f"{found['experiment']}\nnoise on the embeddings of steps {', '.join(map(str, noised))}"
     if not found["insertions"]:
         return f"{found['experiment']}\ninserts nothing in this run"
     return "\n".join(

@@ -77,6 +77,17 @@ def read_log(path: Path, meta: dict[str, Any]) -> ControlLog:
     return log
 
 
+def whole_log(folder: Path) -> ControlLog:
+    """All that has been decided in the run of this folder; an empty log where nothing was."""
+    path = folder / "control.jsonl"
+    log = ControlLog(tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ())
+    try:
+        log.entries  # noqa: B018
+    except ValueError as error:
+        raise UserError(f"{path}: is no record of decisions ({error}); name the folder of a run") from None
+    return log
+
+
 def decide(
     log: ControlLog, name: str, experiment: Any, probe: dict[str, float] | None, step: int, steps: int
 ) -> ControlLog:

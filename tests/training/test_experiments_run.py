@@ -13,6 +13,7 @@ from mixlab.inject.probe import Probe
 from mixlab.training import control, loop
 from mixlab.training.checkpoint import Checkpoints
 from tests.stores import some_texts, write_store
+from tools import compare_streams, inspect_stream
 
 STEPS = 12
 CONFIG = """
@@ -230,6 +231,30 @@ def test_probes_of_checkpoints_are_those_of_the_run(place, whole, capsys):
     output = capsys.readouterr().out
     assert output.startswith("step 12\n") and "probe/marks/mean/held_out" in output and "probe/facts/accuracy" in output
     assert sorted(path.name for path in (place / "whole").rglob("*")) == before
+
+
+def test_tools_show_what_was_decided_during_the_run(place, whole, capsys, tmp_path):
+    folder = f"--workdir={place / 'whole'}"
+    ledger = parquet.read_table(place / "whole" / "ledger.parquet").to_pylist()
+    inspect_stream.main([folder, "--experiment=facts", "--json"])
+    assert json.loads(capsys.readouterr().out)["insertions"] == ledger
+    inspect_stream.main([folder, f"--step={ledger[-1]['step']}", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    spans = [span for span in rows[ledger[-1]["row"]]["spans"] if span["kind"] == "inserted"]
+    assert ledger[-1]["item"] in {span["item"] for span in spans}
+    assert compare_streams.main([folder, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [{key: entry[key] for key in ledger[0]} for entry in found["insertions"]] == ledger
+    assert [noise["step"] for noise in found["noised"]] == [5, 9] and found["unexplained"] == []
+    assert compare_streams.main([folder, f"--against={place / 'whole'}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["differing"] == 0
+    assert compare_streams.main([folder, f"--against={place / 'config.py'}", "--json"]) == 0  # before any decision
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["insertions"]) == len(ledger) and found["noised"] == []
+    (tmp_path / "control.jsonl").write_text("torn")
+    (tmp_path / "config.json").write_text((place / "whole" / "config.json").read_text())
+    assert errors.run(compare_streams.main, [f"--workdir={tmp_path}"]) == 2
+    assert "is no record of decisions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
