@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixlab.errors import UserError
+from mixlab.evals.tasks import TaskConfig, task_problems
 from mixlab.inject.experiments import Experiment
 from mixlab.model.config import ModelConfig, config_problems
 from mixlab.parallel.mesh import MeshConfig
@@ -122,15 +123,17 @@ class MetadataEvaluationConfig:
 class EvaluationConfig:
     """Loss and bits per byte on held-out documents, a set a domain.
 
-    every_steps: at its multiples, before step 0 and at the end; 0 only at the end.
+    every_steps: at its multiples, before step 0 and at the end; 0 only at the end.   at_steps: after these steps too.
     tokens_per_domain: about how many tokens of each domain are read, whole documents in a fixed order.
     breakdown: also by length of the document and by position in the context.
     rows: of one evaluation batch.   sample_prompts, sample_tokens, sample_temperature: texts continued at the end.
     metadata: the loss with metadata in front of documents.   sample_metadata: a value written in front of the texts that are
         continued, with the same template.
+    tasks: name -> a benchmark, scored as well; at_steps are for them too.
     """
 
     every_steps: int = 250
+    at_steps: tuple[int, ...] = ()
     tokens_per_domain: int = 65536
     breakdown: bool = False
     rows: int = 16
@@ -139,6 +142,13 @@ class EvaluationConfig:
     sample_temperature: float = 0.7
     sample_metadata: str | None = None
     metadata: MetadataEvaluationConfig = MetadataEvaluationConfig()
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+
+    def due(self, step: int, steps: int, every_steps: int | None = None, starting: bool = False) -> bool:
+        """Whether something is scored when `step` of `steps` updates are done.   every_steps: its own interval, if it has one.
+        starting: a run begins here, at step 0 or as a branch."""
+        every = self.every_steps if every_steps is None else every_steps
+        return step == steps or step in self.at_steps or (every > 0 and (starting or step % every == 0))
 
 
 @dataclass(frozen=True)
@@ -261,6 +271,7 @@ def check(config: Config) -> list[str]:
     found += [f"stages.{i}.name = {n!r}: an earlier stage has it" for i, n in enumerate(names) if n in names[:i]]
     found += _experiment_problems(config)
     found += _schedule_problems(config) + _metadata_problems(config) + rereading_problems(config.stages)
+    found += task_problems(config.evaluation.tasks, config.model.context_length)
     for i, stage in enumerate(config.stages):
         where = f"stages.{i}"
         found += stage.problems(where, tuple(config.sources), config.total_tokens)
@@ -291,6 +302,8 @@ def check(config: Config) -> list[str]:
             value = getattr(getattr(config, group), key)
             if value is not None and value < least:
                 found.append(f"{group}.{key} = {value}: must be at least {least}")
+    if any(step < 0 for step in config.evaluation.at_steps):
+        found.append(f"evaluation.at_steps = {config.evaluation.at_steps}: steps are counted from 0")
     if not re.fullmatch(r"[\w.-]+", config.name):
         found.append(f"name = {config.name!r}: letters, digits, '.', '_' and '-' only; it names the run's folder")
     for name, source in config.sources.items():
@@ -319,10 +332,12 @@ def _experiment_problems(config: Config) -> list[str]:
 def _metadata_problems(config: Config) -> list[str]:
     settings, key = config.evaluation.metadata, "evaluation.metadata"
     found = [] if settings.template is None else settings.template.problems(f"{key}.template")
-    asked = f"{key}.variants" if settings.variants else "evaluation.sample_metadata"
-    if (settings.variants or config.evaluation.sample_metadata is not None) and config.metadata_template is None:
+    asked = [f"evaluation.tasks.{name}.metadata" for name, task in config.evaluation.tasks.items() if task.metadata]
+    asked += ["evaluation.sample_metadata"] if config.evaluation.sample_metadata is not None else []
+    asked += [f"{key}.variants"] if settings.variants else []
+    if asked and config.metadata_template is None:
         found.append(
-            f"{asked}: no stage has metadata to go by; set {key}.template, for example to {{'columns': ['url']}}"
+            f"{asked[-1]}: no stage has metadata to go by; set {key}.template, for example to {{'columns': ['url']}}"
         )
     if "text" in settings.variants and not settings.text:
         found.append(f"{key}.text = {settings.text!r}: the variant 'text' needs one, for example 'en.wikipedia.org'")

@@ -86,6 +86,7 @@ def evaluate_checkpoint(config, workdir: Path, step: int | None = None) -> tuple
 
     from mixlab.data import open_data
     from mixlab.evals.evaluation import Evaluation
+    from mixlab.evals.tasks import open_tasks
     from mixlab.parallel.mesh import make_mesh
     from mixlab.training.checkpoint import Checkpoints
     from mixlab.training.optimizer import make_optimizer
@@ -99,7 +100,9 @@ def evaluate_checkpoint(config, workdir: Path, step: int | None = None) -> tuple
         if found is None:
             raise UserError(f"{workdir}: has no checkpoint yet; train first")
         params, meta = found
-        return meta["step"], Evaluation(config, data, layout).scores(params)
+        return meta["step"], Evaluation(
+            config, data, layout, open_tasks(config.evaluation.tasks, data.held_out)
+        ).scores(params, meta["step"]).metrics
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """The evaluation that belongs to a run: its held-out sets and the one compiled function that scores them."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.errors import UserError
 from mixlab.evals.baselines import baselines
+from mixlab.evals.benchmarks import Benchmarks, Scored
 from mixlab.evals.breakdown import breakdown
 from mixlab.evals.conditional import ConditionalSets, metrics_of
 from mixlab.evals.generate import Generator, until
 from mixlab.evals.held_out import EvaluationSet, make_set
-from mixlab.evals.language_model import score, summarise
+from mixlab.evals.language_model import document_sums, score, summarise
+from mixlab.evals.probing import Probing
 from mixlab.training.state import Layout
 from mixlab.training.step import compile_token_losses, make_token_losses
 
@@ -19,9 +23,10 @@ PROMPTS = 6
 
 
 class Evaluation:
-    """Held-out loss, baselines and samples of one run. Everything is built once; scoring has one shape of batch."""
+    """Held-out loss, benchmarks, baselines and samples of one run. Everything is built once; held-out text has one shape of
+    batch, benchmarks have a few."""
 
-    def __init__(self, config: Config, data: Data, layout: Layout):
+    def __init__(self, config: Config, data: Data, layout: Layout, benchmarks: Benchmarks):
         self.config, self.data, self.layout = config, data, layout
         stage = data.stream.stages[-1]
         self.sets = [
@@ -38,6 +43,9 @@ class Evaluation:
         self._token_losses = compile_token_losses(
             make_token_losses(config, layout), layout, config.evaluation.rows, stage.sequence_length
         )
+
+        self._probing = Probing(config, layout, None)
+        self._benchmarks = benchmarks
 
     def _set(self, name, store, ids, bos, length) -> EvaluationSet | None:
         return make_set(name, store, ids, self.data.tokenizer, bos, length, self.config.evaluation.tokens_per_domain)
@@ -57,16 +65,39 @@ class Evaluation:
             settings.tokens_per_domain,
         )
 
-    def scores(self, params) -> dict[str, float]:
-        """eval/<set>/* of these parameters; eval/by_length/* and eval/by_position/*, and eval_metadata/*, where the config asks
-        for them."""
-        settings = self.config.evaluation
+    def due(self, step: int, starting: bool = False) -> tuple[bool, list[str]]:
+        """Whether held-out text is scored when `step` updates are done, and which tasks are."""
+
+        def due(every: int | None) -> bool:
+            return self.config.evaluation.due(step, self.config.total_steps, every, starting)
+
+        return due(None), [name for name, task in self._benchmarks.tasks.items() if due(task.config.every_steps)]
+
+    def scores(self, params, step: int, held_out: bool = True, tasks: Collection[str] | None = None) -> Scored:
+        """Of the model after `step` updates: eval/<set>/* of held-out text (eval/by_length/* and eval/by_position/*, and
+        eval_metadata/*, where the config asks for them), and eval/<task>/* of these tasks, by default of all."""
+        names = list(self._benchmarks.tasks) if tasks is None else tasks
+        found = self._benchmarks.scores(self._probing.at(params, step), names)
+        if not held_out:
+            return found
         nll = self._score(self.sets, params)
-        scores = summarise(self.sets, nll) | (breakdown(self.sets, nll) if settings.breakdown else {})
-        if self._conditional is None:
-            return scores
-        variants = {variant: self._score(sets, params) for variant, sets in self._conditional.sets.items() if sets}
-        return scores | metrics_of(self._conditional, variants)
+        metrics = summarise(self.sets, nll) | (breakdown(self.sets, nll) if self.config.evaluation.breakdown else {})
+        if self._conditional is not None:
+            variants = {variant: self._score(sets, params) for variant, sets in self._conditional.sets.items() if sets}
+            metrics |= metrics_of(self._conditional, variants)
+        return Scored(metrics | found.metrics, self._by_document(nll) | found.items)
+
+    def _by_document(self, nll: np.ndarray) -> dict[str, np.ndarray]:
+        """ "<set>/id", "<set>/nats", "<set>/tokens" and "<set>/bytes", [documents] each.   nll: of all sets."""
+        found, at = {}, 0
+        for s in self.sets:
+            scored = s.rows.loss_weights > 0
+            sums = document_sums(s.documents[scored], nll[at : at + len(scored)][scored], s.bytes[scored])
+            at += len(scored)
+            ids = self.data.held_out[s.name][0].column("id").take(s.document_ids[np.unique(s.documents[scored])])
+            found |= {f"{s.name}/{key}": values for key, values in zip(("nats", "tokens", "bytes"), sums, strict=True)}
+            found[f"{s.name}/id"] = np.array(ids.to_pylist(), dtype=str)
+        return found
 
     def _score(self, sets: list[EvaluationSet], params) -> np.ndarray:
         return score(sets, self._token_losses, params, self.layout, self.config.evaluation.rows)

@@ -12,23 +12,20 @@ checkpoint, up to rounding.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mixlab import errors
-from mixlab.config import Config
 from mixlab.errors import UserError
 from mixlab.evals.generate import until
 from mixlab.evals.probing import Probing
-from mixlab.parallel.mesh import make_mesh, replicated
+from mixlab.parallel.mesh import make_mesh
 from mixlab.trained import open_trained
-from mixlab.training.loss import LOGITS_BYTES
 from mixlab.training.optimizer import make_optimizer
-from mixlab.training.state import Layout, plan_state
+from mixlab.training.state import plan_state
 
 try:
     from lm_eval import utils
@@ -66,7 +63,6 @@ class MixlabLM(TemplateLM):
             rows = int(batch_size) * self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, rows=rows))
         self._probing = Probing(config, layout, None)
-        self._scores = jax.jit(make_scores(config, layout), out_shardings=replicated(self._mesh))
         self.max_length = config.model.context_length
 
     # --- tokens ---
@@ -150,49 +146,9 @@ class MixlabLM(TemplateLM):
     def score(self, contexts: Sequence[Tokens], targets: Sequence[Tokens]) -> list[tuple[float, bool]]:
         """Log-probability (nats) of every target after its context, neither empty, and whether each of its tokens is the
         likeliest. Of a context that does not fit with its target, the end is read."""
-        texts = [
-            np.array([*context, *target], np.int32)[-self.max_length - 1 :]
-            for context, target in zip(contexts, targets, strict=True)
-        ]
-        if any(len(target) > self.max_length or not len(target) for target in targets):
-            raise ValueError(f"a continuation is empty or longer than the model's context of {self.max_length} tokens")
-        lengths = np.array([len(text) - 1 for text in texts], np.int64)
-        found = [(0.0, False)] * len(texts)
-        for numbers, rows, length in self._probing.shapes.batches(lengths):
-            tokens, following = np.zeros((2, len(numbers), length), np.int32)
-            for row, number in enumerate(numbers):
-                tokens[row, : lengths[number]] = texts[number][:-1]
-                following[row, : lengths[number]] = texts[number][1:]
-            with jax.set_mesh(self._mesh):
-                scores_NxLx2 = self._probing.batched(
-                    lambda batch: self._scores(self._params, batch), rows, {"tokens": tokens, "targets": following}
-                )
-            for row, number in enumerate(numbers):
-                scored = scores_NxLx2[row, lengths[number] - len(targets[number]) : lengths[number]]
-                found[number] = (float(scored[:, 0].sum(dtype=np.float64)), bool(scored[:, 1].all()))
-        return found
-
-
-def make_scores(config: Config, layout: Layout) -> Callable:
-    """(params, {"tokens", "targets"} int32 [B, L]) -> float32 [B, L, 2]: log p(target), and 1 where it is the likeliest."""
-    limit = max(1, LOGITS_BYTES // (4 * config.model.vocab_size))
-
-    def scores(params, batch):
-        model = layout.model(params)
-        tokens_BxL, targets_BxL = batch["tokens"], batch["targets"]
-        positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-        hidden_TxD = model(tokens_BxL, None, positions_BxL).reshape(-1, config.model.d_model)
-
-        def one(inputs):
-            hidden_D, target = inputs
-            logits_V = model.logits(hidden_D)
-            chosen = jax.nn.log_softmax(logits_V)[target]
-            return jnp.stack([chosen, (logits_V.argmax() == target).astype(chosen.dtype)])
-
-        found_Tx2 = jax.lax.map(one, (hidden_TxD, targets_BxL.reshape(-1)), batch_size=limit)
-        return found_Tx2.reshape(*tokens_BxL.shape, 2)
-
-    return scores
+        with jax.set_mesh(self._mesh):
+            sums, likeliest = self._probing.at(self._params, self.step).totals(contexts, targets)
+        return list(zip(sums.tolist(), likeliest.tolist(), strict=True))
 
 
 def main(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mixlab.config import Config
@@ -16,6 +17,7 @@ from mixlab.evals.padding import Shapes
 from mixlab.model.noise import standard_noise
 from mixlab.parallel.mesh import global_batch, host_rows, replicated
 from mixlab.stream import Stream
+from mixlab.training.loss import LOGITS_BYTES
 from mixlab.training.state import Layout
 from mixlab.training.step import make_input_gradients, make_token_losses
 
@@ -33,6 +35,7 @@ class Probing:
         self.shapes = Shapes(self.rows, self.config.context_length)
         whole = replicated(layout.mesh)
         self.losses = jax.jit(make_token_losses(config, layout), out_shardings=whole)
+        self.scores = jax.jit(make_scores(config, layout), out_shardings=whole)
         self.gradients = jax.jit(make_input_gradients(config, layout), out_shardings=whole)
         self.noise = jax.jit(standard_noise, static_argnums=(1, 2), out_shardings=whole)
         self.generate = Generator(self.config, layout, self.rows)
@@ -40,6 +43,30 @@ class Probing:
     def at(self, params, step: int, stream: Stream | None = None) -> "ProbedModel":
         """The model of these parameters, after `step` updates. stream: what its run reads, for probes that ask for it."""
         return ProbedModel(self, params, step, stream)
+
+    def by_token(
+        self, function: Callable, contexts: Sequence[np.ndarray], targets: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Of every target [n], what function(batch of rows of one text each) -> [B, L, …] says of its tokens, float32
+        [n, …]; NaN for a first token that nothing precedes. The end is read of what does not fit into the context."""
+        texts = [
+            np.concatenate([np.asarray(context, np.int32), np.asarray(target, np.int32)])[-self.shapes.longest - 1 :]
+            for context, target in zip(contexts, targets, strict=True)
+        ]
+        found: list[np.ndarray] = [np.full(len(target), np.nan, np.float32) for target in targets]
+        lengths = np.array([max(len(text) - 1, 0) for text in texts], np.int64)
+        for numbers, rows, length in self.shapes.batches(lengths):
+            tokens, following = np.zeros((2, len(numbers), length), np.int32)
+            for row, number in enumerate(numbers):
+                tokens[row, : lengths[number]] = texts[number][:-1]
+                following[row, : lengths[number]] = texts[number][1:]
+            answers = self.batched(function, rows, _whole_rows(tokens, following))
+            for row, number in enumerate(numbers):
+                count, end = len(targets[number]), int(lengths[number])
+                answer = answers[row, max(end - count, 0) : end].astype(np.float32)
+                missing = np.full((count - len(answer), *answer.shape[1:]), np.nan, np.float32)
+                found[number] = np.concatenate([missing, answer])
+        return found
 
     def batched(self, function: Callable, rows: int, arrays: dict[str, np.ndarray]) -> np.ndarray:
         """function(batch) for each `rows` rows of the arrays [N, …], the last filled up with zeros; its answers [N, …]."""
@@ -80,24 +107,21 @@ class ProbedModel:
         return self._once(self._log_probabilities, contexts, targets)
 
     def _log_probabilities(self, contexts, targets) -> list[np.ndarray]:
-        on, bos = self._on, [] if self._on.bos_id is None else [self._on.bos_id]
-        texts = []
-        for context, target in zip(contexts, targets, strict=True):
-            before = np.asarray(context if len(context) else bos, np.int32)
-            texts.append(np.concatenate([before, np.asarray(target, np.int32)])[-on.config.context_length - 1 :])
-        found = [np.full(len(target), np.nan, np.float32) for target in targets]
-        lengths = np.array([max(len(text) - 1, 0) for text in texts], np.int64)
-        for numbers, rows, length in on.shapes.batches(lengths):
-            tokens, following = np.zeros((2, len(numbers), length), np.int32)
-            for row, number in enumerate(numbers):
-                tokens[row, : lengths[number]] = texts[number][:-1]
-                following[row, : lengths[number]] = texts[number][1:]
-            batch = _whole_rows(tokens, following)
-            nll = on.batched(lambda batch: on.losses(self._params, batch), rows, batch)
-            for row, number in enumerate(numbers):
-                scored = min(len(targets[number]), int(lengths[number]))
-                found[number][len(targets[number]) - scored :] = -nll[row, lengths[number] - scored : lengths[number]]
-        return found
+        on, bos = self._on, np.array([] if self._on.bos_id is None else [self._on.bos_id], np.int32)
+        filled = [context if len(context) else bos for context in contexts]
+        return [-losses for losses in on.by_token(lambda batch: on.losses(self._params, batch), filled, targets)]
+
+    def totals(self, contexts: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(float64 [N]: log-probability of every target after its context, nats; bool [N]: whether each of its tokens is the
+        likeliest). Neither is empty; of what does not fit into the model's context, the end is read.
+        ValueError for a target that is empty or longer than the context."""
+        longest = self._on.config.context_length
+        if any(not 0 < len(target) <= longest for target in targets):
+            raise ValueError(f"a target is empty or longer than the model's context of {longest} tokens")
+        on = self._on
+        found = on.by_token(lambda batch: on.scores(self._params, batch), contexts, targets)
+        sums = [scores[:, 0].sum(dtype=np.float64) for scores in found]
+        return np.array(sums, np.float64), np.array([scores[:, 1].all() for scores in found], bool)
 
     def greedy(self, prompts: Sequence[np.ndarray], tokens: int) -> np.ndarray:
         """As the protocol has it; of a prompt that does not fit into the context with the new tokens, the end is read.
@@ -155,3 +179,24 @@ def _whole_rows(tokens_NxL: np.ndarray, targets_NxL: np.ndarray) -> dict[str, np
     positions = np.broadcast_to(np.arange(tokens_NxL.shape[1], dtype=np.int32), tokens_NxL.shape)
     weights = np.ones(tokens_NxL.shape, np.float32)
     return {"tokens": tokens_NxL, "targets": targets_NxL, "positions": positions, "loss_weights": weights}
+
+
+def make_scores(config: Config, layout: Layout) -> Callable:
+    """(params, {"tokens", "targets", "positions"} int32 [B, L]) -> float32 [B, L, 2]: log p(target), and 1 where it is the likeliest."""
+    limit = max(1, LOGITS_BYTES // (4 * config.model.vocab_size))
+
+    def scores(params, batch):
+        model = layout.model(params)
+        tokens_BxL, targets_BxL = batch["tokens"], batch["targets"]
+        hidden_TxD = model(tokens_BxL, None, batch["positions"]).reshape(-1, config.model.d_model)
+
+        def one(inputs):
+            hidden_D, target = inputs
+            logits_V = model.logits(hidden_D)
+            chosen = jax.nn.log_softmax(logits_V)[target]
+            return jnp.stack([chosen, (logits_V.argmax() == target).astype(chosen.dtype)])
+
+        found_Tx2 = jax.lax.map(one, (hidden_TxD, targets_BxL.reshape(-1)), batch_size=limit)
+        return found_Tx2.reshape(*tokens_BxL.shape, 2)
+
+    return scores

@@ -18,14 +18,20 @@ class Cloze(NamedTuple):
 
 
 def split(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(contexts, targets), int32 token arrays: "input target" is tokenized as a whole, and as many tokens as `input` has by
-    itself are its context."""
-    whole = tokenizer.encode_batch([f"{cloze.input} {cloze.target}" for cloze in clozes])
-    lengths = [len(tokens) for tokens in tokenizer.encode_batch([cloze.input for cloze in clozes])]
-    return (
-        [tokens[:n] for tokens, n in zip(whole, lengths, strict=True)],
-        [tokens[n:] for tokens, n in zip(whole, lengths, strict=True)],
-    )
+    """(contexts, targets), int32 token arrays: "input target" is tokenized as `pairs` does."""
+    return pairs(tokenizer, [cloze.input for cloze in clozes], [f" {cloze.target}" for cloze in clozes])
+
+
+def pairs(
+    tokenizer: Tokenizer, contexts: Sequence[str], targets: Sequence[str]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(contexts, targets), int32 token arrays: the two texts are tokenized as one, and as many tokens as the context has by
+    itself are it; white space at its end belongs to the target (as in the Language Model Evaluation Harness)."""
+    bare = [context.rstrip() for context in contexts]
+    whole = tokenizer.encode_batch([context + target for context, target in zip(contexts, targets, strict=True)])
+    unique = list(dict.fromkeys(bare))
+    own = dict(zip(unique, tokenizer.encode_batch(unique), strict=True))
+    return [own[text] for text in bare], [tokens[len(own[text]) :] for text, tokens in zip(bare, whole, strict=True)]
 
 
 def target_log_probabilities(model: Model, tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from mixlab.errors import UserError
 
 AVERAGES = ("macro", "micro")  # averages over the evaluation sets, not sets themselves
+TASK_AVERAGE = "tasks"  # over the benchmarks
 BREAKDOWNS = {"by_length": "length of the document", "by_position": "position in the context"}  # nor are these
 
 
@@ -99,10 +100,17 @@ class Run:
         return self.metrics.get(key) or Series(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
     def evaluation_sets(self) -> list[str]:
-        """Names of the evaluation sets, in the order in which the run recorded them, without averages and breakdowns."""
+        """Names of the sets of held-out text, in the order in which the run recorded them, without averages and breakdowns."""
+        return [n for n in self._evaluated("bits_per_byte") if n not in (*AVERAGES, *self.tasks())]
+
+    def tasks(self) -> list[str]:
+        """Names of the benchmarks, in the order in which the run recorded them, without their average."""
+        return [name for name in self._evaluated("score") if name != TASK_AVERAGE]
+
+    def _evaluated(self, metric: str) -> list[str]:
         keys = [key.split("/") for key in self.metrics if key.startswith("eval/") and key.count("/") >= 2]
-        names = dict.fromkeys("/".join(parts[1:-1]) for parts in keys if parts[1] not in BREAKDOWNS)
-        return [name for name in names if name not in AVERAGES]
+        names = dict.fromkeys("/".join(parts[1:-1]) for parts in keys if parts[-1] == metric)
+        return [name for name in names if name.partition("/")[0] not in BREAKDOWNS]
 
     def evaluated(self, name: str, metric: str) -> tuple[float, float, int]:
         """(value, standard error, step) of the last evaluation of set `name`; NaN where not recorded."""

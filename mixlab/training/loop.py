@@ -15,7 +15,9 @@ from mixlab.config import Config, to_json
 from mixlab.corpus.cache import cache_folder
 from mixlab.data import Data
 from mixlab.errors import EXIT_DIVERGED, EXIT_PREEMPTED, UserError
+from mixlab.evals.benchmarks import Benchmarks, open_benchmarks
 from mixlab.evals.evaluation import Evaluation
+from mixlab.evals.items import write_items
 from mixlab.evals.norms import compile_weight_norms
 from mixlab.evals.probes import Probed, ProbeRunner, open_probes
 from mixlab.inject.control_log import ControlLog, read_log
@@ -50,6 +52,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     plan = make_plan(config, data)
     mesh = make_mesh(config.mesh)
     _check_rows(config, data, mesh)
+    benchmarks = open_benchmarks(config, data)
     optimizer = make_optimizer(config.optimizer)
     layout = plan_state(config.model, optimizer, mesh)
     _keep_compiled()
@@ -78,7 +81,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         first = int(state["step"])
         decided = read_log(workdir / "control.jsonl", meta["control_log"]) if restored else ControlLog()
         control = Control(config, data, decided, workdir)
-        tools = _Tools.make(config, data, layout, optimizer, control, workdir)
+        tools = _Tools.make(config, data, layout, optimizer, control, benchmarks, workdir)
         history = History(data.stream, first, read)
         with (
             MetricsLog(
@@ -129,11 +132,20 @@ class _Tools:
     norms: Callable
 
     @classmethod
-    def make(cls, config: Config, data: Data, layout: Layout, optimizer, control: Control, workdir: Path) -> "_Tools":
+    def make(
+        cls,
+        config: Config,
+        data: Data,
+        layout: Layout,
+        optimizer,
+        control: Control,
+        benchmarks: Benchmarks,
+        workdir: Path,
+    ) -> "_Tools":
         step = make_train_step(config, optimizer, layout)
         return cls(
             {shape: compile_train_step(step, layout, *shape) for shape in control.shapes()},
-            Evaluation(config, data, layout),
+            Evaluation(config, data, layout, benchmarks),
             open_probes(config, data, layout, workdir),
             compile_weight_norms(layout),
         )
@@ -163,8 +175,8 @@ class _Run:
         """What comes before the first step of this process."""
         if restored and not self._control.due(step):
             return
-        scoring = bool(self._config.evaluation.every_steps) and not restored
-        scores, probed = self._look(params, step, scoring, starting=not restored)
+        due = (False, []) if restored else self._tools.evaluation.due(step, starting=True)
+        scores, probed = self._look(params, step, due, starting=not restored)
         if scores and not restored:  # of a restored one that was to end here, the record is written
             self._recorder.begin(scores)
         self._decide(step, probed)
@@ -179,11 +191,11 @@ class _Run:
             self._recorder.add(step + 1, stage, metrics)  # waits for the step before this one, not for this one
             done = step + 1
             stopping = stop.requested(done)
-            scoring = done == total or _due(done, config.evaluation.every_steps)
             saving = done == total or stopping or _due(done, config.checkpoint.every_steps)
-            if scoring or saving or self._tools.probes.due(done) or control.due(done):
+            due = self._tools.evaluation.due(done)
+            if any(due) or saving or self._tools.probes.due(done) or control.due(done):
                 self._recorder.stop_clock()
-                scores, probed = self._look(state["params"], done, scoring)
+                scores, probed = self._look(state["params"], done, due)
                 self._recorder.flush(scores)  # on disk before the checkpoint, so that a resumed run lacks no record
                 self._decide(done, probed)
                 if saving:
@@ -193,12 +205,19 @@ class _Run:
                 break
         return state
 
-    def _look(self, params, step: int, scoring: bool, starting: bool = False) -> tuple[dict[str, float], Probed]:
-        """Everything measured between two steps, and what the probes have found of it."""
-        scores = {}
-        if scoring:
+    def _look(
+        self, params, step: int, due: tuple[bool, list[str]], starting: bool = False
+    ) -> tuple[dict[str, float], Probed]:
+        """Everything measured between two steps, and what the probes have found of it.   due: of the evaluation."""
+        scores: dict[str, float] = {}
+        held_out, tasks = due
+        if held_out or tasks:
+            scores, items = self._tools.evaluation.scores(params, step, held_out, tasks)
+            if is_first():
+                write_items(self._folder.path, step, items)
+        if held_out:
             norms = jax.device_get(self._tools.norms(params))
-            scores = self._tools.evaluation.scores(params) | {name: float(value) for name, value in norms.items()}
+            scores |= {name: float(value) for name, value in norms.items()}
         probed = self._tools.probes.run(params, step, self._control.stream, starting, self._control.due(step))
         for failure in probed.failures:
             self._tell("step {:,}: probe {probe} of experiment {experiment} failed: {error}".format(step, **failure))

@@ -8,7 +8,15 @@ import sys
 import numpy as np
 import pytest
 
+from mixlab import config as configs
 from mixlab import errors
+from mixlab.evals.benchmarks import Asked, Benchmarks
+from mixlab.evals.probing import Probing
+from mixlab.evals.tasks import open_tasks
+from mixlab.parallel.mesh import make_mesh
+from mixlab.trained import open_trained
+from mixlab.training.optimizer import make_optimizer
+from mixlab.training.state import plan_state
 from tests.interop.folders import MODELS, make_run, write_letters
 from tools import export_hf
 
@@ -20,7 +28,7 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "did", "not", "see
 TASK = """
 task: {name}
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
+dataset_kwargs: {{data_files: {{test: {data}, shots: {shots}}}}}
 test_split: test
 output_type: {kind}
 """
@@ -28,7 +36,20 @@ CHOICES = """
 doc_to_text: "{{query}}"
 doc_to_choice: "{{choices}}"
 doc_to_target: gold
-metric_list: [{metric: acc}, {metric: acc_norm}]
+metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}]
+"""
+SHOTS = (
+    CHOICES
+    + """
+fewshot_split: shots
+num_fewshot: 2
+fewshot_config: {sampler: first_n}
+"""
+)
+LAST_WORDS = """
+doc_to_text: "{{query}}"
+doc_to_target: "{{choices[gold]}}"
+metric_list: [{metric: acc}]
 """
 ROLLING = """
 doc_to_text: ""
@@ -45,17 +66,21 @@ metric_list: [{metric: exact_match}]
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A folder of three tasks: choices, rolling and generation."""
+    """A folder of tasks: choices, also after examples, last words, rolling and generation."""
     folder, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
     with (folder / "data.jsonl").open("w") as file:
         for number in range(12):
             query = " ".join(rng.choice(WORDS, 2 if number else 60)) + " " * (number % 2)  # the first does not fit
             choices = [" ".join(rng.choice(WORDS, rng.integers(1, 4))) for _ in range(3)]
             file.write(json.dumps({"query": query, "choices": choices, "gold": int(rng.integers(3))}) + "\n")
+    lines = (folder / "data.jsonl").read_text().splitlines(keepends=True)
+    (folder / "shots.jsonl").write_text("".join(lines[4:7]))
     kinds = {"multiple_choice": CHOICES, "loglikelihood_rolling": ROLLING, "generate_until": GENERATION}
-    for kind, rest in kinds.items():
-        text = TASK.format(name=f"own_{kind}", data=folder / "data.jsonl", kind=kind) + rest
-        (folder / f"own_{kind}.yaml").write_text(text)
+    kinds |= {"loglikelihood": LAST_WORDS}
+    named = [(f"own_{kind}", kind, rest) for kind, rest in kinds.items()]
+    for name, kind, rest in [*named, ("own_shots", "multiple_choice", SHOTS)]:
+        data = {"data": folder / "data.jsonl", "shots": folder / "shots.jsonl"}
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, kind=kind, **data) + rest)
     return folder
 
 
@@ -109,6 +134,40 @@ def test_answers_are_those_of_the_harness_own_backend(run, tasks):
         for metric, value in metrics.items():
             if isinstance(value, float):
                 assert ours["results"][task][metric] == pytest.approx(value, abs=1e-3), (task, metric)
+    metrics = of_the_loop(run, tasks)
+    pairs = {"acc": "acc", "acc_norm": "acc_per_char", "acc_bytes": "acc_per_byte"}
+    for task in ("own_multiple_choice", "own_shots", "own_loglikelihood"):
+        for theirs_metric, metric in pairs.items():
+            for suffix, error in (("", ""), ("_stderr", "_se")):
+                value = theirs["results"][task].get(f"{theirs_metric}{suffix},none")
+                if isinstance(value, float):
+                    assert metrics[f"eval/{task}/{metric}{error}"] == pytest.approx(value, abs=1e-3), (task, metric)
+    assert {"eval/own_shots/acc_per_byte_se", "eval/own_loglikelihood/acc_se"} <= set(metrics)
+
+
+def of_the_loop(run, tasks):
+    """What the evaluation of a training run finds on the same items."""
+    file, shots = (str(tasks / name) for name in ("data.jsonl", "shots.jsonl"))
+    last = tasks / "last.jsonl"
+    questions = [json.loads(line) for line in (tasks / "data.jsonl").read_text().splitlines()]
+    lines = [{"context": q["query"], "continuation": q["choices"][q["gold"]]} for q in questions]
+    last.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = {
+        "own_multiple_choice": {"files": [file]},
+        "own_shots": {"files": [file], "shots": 2, "shot_files": [shots]},
+        "own_loglikelihood": {"files": [str(last)], "format": "continuation"},
+    }
+    config = configs.load_json(run / "config.json", [f"--config.evaluation.tasks={asked}"])
+    opened, problems = open_tasks(config.evaluation.tasks, [])
+    assert not problems
+    layout = plan_state(config.model, make_optimizer(config.optimizer), make_mesh(config.mesh))
+    with open_trained(run) as trained:
+        params, _ = trained.checkpoints.restore_params(layout.abstract["params"])
+        before = np.array([trained.tokenizer.bos_id] if trained.begins_with_bos else [], np.int32)
+        longest = config.model.context_length
+        ready = {task.name: Asked.of(task, trained.tokenizer, before, longest) for task in opened}
+        model = Probing(config, layout, None).at(params, 1)
+        return Benchmarks(ready, trained.tokenizer).scores(model, list(ready)).metrics
 
 
 ONE_RUN = pytest.mark.parametrize("run", [("llama", True)], ids=["llama"], indirect=True)

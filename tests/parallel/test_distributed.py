@@ -77,6 +77,8 @@ def nothing_is_left():
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     write_config(folder / "config.py", write_store(folder / "store", some_texts()), STEPS)
+    lines = [{"context": "ab", "continuation": "c" * n} for n in (3, 1, 2, 5, 4)]  # not as many for each process
+    (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -89,7 +91,10 @@ def start(place, workdir, *arguments, devices=1):
         "PYTHONPATH": str(ROOT),
     }
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*command, "--config.mesh.fsdp=2", *arguments], cwd=place, env=environment, **streams)
+    task = "--config.evaluation.tasks={'quiz': {'files': ['items.jsonl'], 'format': 'continuation'}}"
+    process = subprocess.Popen(
+        [*command, "--config.mesh.fsdp=2", task, *arguments], cwd=place, env=environment, **streams
+    )
     STARTED.append(process)
     return process
 
@@ -139,7 +144,7 @@ def test_two_processes_are_one_run(place):
     assert (together / "report" / "index.html").is_file()
     one, two = records(alone), records(together)
     assert [record["step"] for record in two] == [record["step"] for record in one] == list(range(STEPS + 1))
-    for key in ("train/loss", "train/grad_norm", "eval/macro/bits_per_byte"):
+    for key in ("train/loss", "train/grad_norm", "eval/macro/bits_per_byte", "eval/quiz/bits_per_byte"):
         ours, theirs = ([record[key] for record in kind if key in record] for kind in (two, one))
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 

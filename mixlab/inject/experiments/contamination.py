@@ -13,10 +13,9 @@ from mixlab.inject.checks import at_least
 from mixlab.inject.files import Record, records
 from mixlab.inject.items import Group, Items, Material, Where
 from mixlab.inject.probe import Model, Probe
+from mixlab.inject.questions import QUESTION_KEYS, read_question
 from mixlab.schedule.shuffle import permute
 from mixlab.seeds import seed_of
-
-KEYS = ("query", "choices", "gold", "contexts", "continuation")
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Contamination:
     def _divided(self, material: Material) -> "dict[str, tuple[Dose, list[Question]]]":
         """Label -> the dose and its questions; the holdout first."""
         where = f"experiments.{material.name}.files"
-        found = [_question(record, self.template) for record in records(self.files, KEYS, where)]
+        found = [_question(record, self.template) for record in records(self.files, QUESTION_KEYS, where)]
         tokens = iter(material.tokenizer.encode_batch([option for written in found for option in written.options]))
         questions = [Question(w.name, [next(tokens) for _ in w.options], w.choices, w.gold) for w in found]
         fitting = [q for q in questions if max(map(len, q.options)) <= material.row_length]
@@ -166,19 +165,10 @@ class Question(NamedTuple):
 
 
 def _question(record: Record, template: str) -> _Written:
-    values = record.values
-    choices, gold = values.get("choices"), values.get("gold")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-        raise UserError(f"{record.place}: 'choices' must be a list of two or more texts")
-    if not isinstance(gold, int) or not 0 <= gold < len(choices):
-        raise UserError(f"{record.place}: 'gold' = {gold!r} must be the number of a choice, 0 to {len(choices) - 1}")
-    if values.get("contexts") is not None:
-        contexts, continuation = values["contexts"], record.text("continuation")
-        if not isinstance(contexts, list) or len(contexts) != len(choices):
-            raise UserError(f"{record.place}: 'contexts' must be a list with a text for each choice")
+    query, choices, gold, contexts, continuation = read_question(record)
+    if contexts is not None:
         options = [f"{context} {continuation}" for context in contexts]
     else:
-        query = record.text("query")
         options = [template.format(query=query, answer=choice) for choice in choices]
     return _Written(record.name, options, choices, gold)
 
