@@ -1,9 +1,14 @@
 """What several test folders share."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
+
+from tests.devices import PATIENCE
+
+os.environ.setdefault("XLA_FLAGS", PATIENCE)  # before jax starts, here and in the processes of tests
 
 
 class MemoryStore:

@@ -17,6 +17,7 @@ from mixlab.plan_devices import GIB, KINDS, parse_devices, plan_on, state_bytes
 from mixlab.schedule.stages import StageConfig, place_stages
 from mixlab.training.metrics import PEAK_FLOPS
 from mixlab.training.optimizer import OptimizerConfig
+from tests.devices import simulated
 from tests.stores import some_texts, write_config, write_store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,7 +150,7 @@ def test_against_the_compiler(remat, mesh):
     """The compiler's own account of the train step, for eight simulated devices that never run it."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILED, remat, json.dumps(mesh)],
-        env={"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)},
+        env=simulated(8) | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -168,7 +168,7 @@ def test_rows_cut_once_have_parts_of_the_store_of_their_own(place, kind):
     plan = make_plan(config, data)
     (pair,) = plan["conditioned_and_plain"]
     assert pair["in_both"] == 0 and min(pair["documents"]) > 20
-    assert "in both: 0 (no document is read with and without metadata)" in as_text(plan)
+    assert "in both: 0 (no document is read with and without metadata)" in as_text(plan, 200)
     assert plan["stages"][0]["sources"]["trunk"]["metadata"]["values"] == 3
     assert list(data.held_out) == ["a", "b"]  # both parts hold out the same documents
 

@@ -22,6 +22,7 @@ from mixlab.training.history import History, first_difference
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.start import load_origin
 from mixlab.training.state import plan_state
+from tests.devices import simulated
 from tests.stores import some_texts, write_store
 from tests.test_mistakes import files, told
 
@@ -217,7 +218,7 @@ def test_a_branch_passes_over_a_damaged_checkpoint(trunk, tmp_path):
 def test_a_branch_onto_eight_devices(trunk, tmp_path):
     flags = arguments(trunk, tmp_path / "branch", start__branch_from=trunk, start__step=14)
     flags += ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | simulated(8)
     done = subprocess.run(
         [sys.executable, "-m", "mixlab.train", *flags], env=environment, capture_output=True, text=True, timeout=300
     )
