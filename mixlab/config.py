@@ -83,15 +83,26 @@ class TrainingConfig:
 
     accumulation_steps: parts that a batch is computed in, one after the other; the result is the same.
     z_loss: weight of (log Z)^2 a trained token.   loss_chunk_tokens: tokens whose logits are held at a time.
-    on_non_finite: when loss or gradient is not finite, "skip" the update (counted in train/skipped) or "stop" the run.
+    on_non_finite: when loss or gradient is not finite, "skip" the update (counted in train/skipped), "stop" the run, or
+        "roll_back": go back to the last checkpoint and come again without that batch; if that does not help, without any
+        batch since that checkpoint.
     max_skipped_steps: in a row, after which "skip" stops too.
+    spike_deviations: also roll back when the loss or the gradient's norm is more than so many standard deviations above the
+        mean of the `spike_window_steps` before it (as OLMo-core counts spikes, with 6 and 128); None: never.
+    max_roll_backs: of the whole run; the next one stops it.
+    hang_seconds: a step that takes longer is taken for hung: the process dumps its stacks and ends, to be started again. Ten
+        times as long for evaluation, probes and saving between two steps; 0: never.
     """
 
     accumulation_steps: int = 1
     z_loss: float = 0.0
     loss_chunk_tokens: int = 2048
-    on_non_finite: Literal["skip", "stop"] = "skip"
+    on_non_finite: Literal["skip", "stop", "roll_back"] = "skip"
     max_skipped_steps: int = 20
+    spike_deviations: float | None = None
+    spike_window_steps: int = 128
+    max_roll_backs: int = 10
+    hang_seconds: float = 1800.0
 
 
 @dataclass(frozen=True)
@@ -225,7 +236,8 @@ class Config:
 # Keys that decide how a run is computed and watched, not what it computes: they may differ when a run is resumed.
 FREE_KEYS = (
     "mesh.", "checkpoint.", "evaluation.", "logging.", "loader.", "training.accumulation_steps", "training.loss_chunk_tokens",
-    "training.on_non_finite", "training.max_skipped_steps", "model.remat", "model.layer_loop", "model.attention",
+    "training.on_non_finite", "training.max_skipped_steps", "training.spike_", "training.max_roll_backs",
+    "training.hang_seconds", "model.remat", "model.layer_loop", "model.attention",
 )  # fmt: skip
 
 
@@ -288,14 +300,15 @@ def check(config: Config) -> list[str]:
                 f"training.accumulation_steps = {parts} does not divide the {rows} rows of {where}; use {fitting}"
             )
     at_least = [
-        (1, "training", ("accumulation_steps", "loss_chunk_tokens", "max_skipped_steps")),
+        (1, "training", ("accumulation_steps", "loss_chunk_tokens", "max_skipped_steps", "max_roll_backs")),
+        (2, "training", ("spike_window_steps",)),
         (1, "checkpoint", ("every_steps", "keep_last", "keep_every_steps")),
         (1, "evaluation", ("tokens_per_domain", "rows")),
         (0, "evaluation", ("every_steps", "sample_tokens", "sample_temperature")),
         (0, "logging", ("console_every_seconds",)),
         (1, "loader", ("prefetch_batches",)),
         (0, "loader", ("threads", "workers")),
-        (0, "training", ("z_loss",)),
+        (0, "training", ("z_loss", "spike_deviations", "hang_seconds")),
     ]
     for least, group, keys in at_least:
         for key in keys:

@@ -38,6 +38,8 @@ class RunFolder:
         path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
+            for old in path.glob("failed-*.json"):  # what ended an earlier attempt
+                old.unlink()
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             facts = self.facts() or {"started": now, "seconds": 0.0, "changes": []}
             changed = [{"at": now, "key": key, "from": was, "to": is_now} for key, (was, is_now) in changes.items()]

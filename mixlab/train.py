@@ -5,8 +5,9 @@ python -m mixlab.train --config=configs/quickstart.py [--workdir=DIR] [--config.
 Several processes train one run together when srun, mpirun or a TPU pod has started them, or with --coordinator=HOST:PORT
 --processes=N --process=I. The run's folder must be the same for all.
 
-Exit codes: 0 the run is complete; 2 something to put right, told in one message; 3 the loss diverged and the configuration
-says stop; 75 asked to stop (SIGTERM or Ctrl-C) and saved: run the same command again to go on.
+Exit codes (mixlab/errors.py has them all): 0 the run is complete; 2 something to put right, told in one message; 3 the loss
+diverged and the configuration says stop; 75 asked to stop (SIGTERM or Ctrl-C) and saved; 76 another process, a bucket or a
+device was lost, or a step hung. After 75 and 76 the same command goes on.
 """
 
 import shlex
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
     allowed = tuple(key for key in flags.allow_change.split(",") if key)
     workdir = flags.workdir or Path("runs") / config.name
-    with distributed.quiet_unless_first():
+    with distributed.leaving_together(workdir), distributed.quiet_unless_first():
         code = train(config, open_data(config), workdir, allowed)
         if code == 0:
             print(summary(workdir, shlex.join(a for a in arguments if a.startswith("--config"))))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mixlab.errors import EXIT_DIVERGED, EXIT_PREEMPTED
+from mixlab.errors import EXIT_ABORTED, EXIT_AGAIN, EXIT_DIVERGED, EXIT_PREEMPTED
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 
@@ -20,9 +20,9 @@ def stand_in(folder: Path, name: str, body: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("code", [0, EXIT_DIVERGED, EXIT_PREEMPTED])
+@pytest.mark.parametrize("code", [0, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_AGAIN])
 def test_slurm(tmp_path, code):
-    """A run that has saved is queued again, with its signal answered or not; others end as they ended."""
+    """A run that has saved, or lost a process, is queued again; others end as they ended."""
     stand_in(tmp_path, "srun", f'trap "" TERM; echo "$@" > {tmp_path}/ran; sleep 0.3; exit {code}')
     stand_in(tmp_path, "scontrol", f'echo "$@" > {tmp_path}/queued')
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "PYTHON": "py"}
@@ -32,7 +32,7 @@ def test_slurm(tmp_path, code):
         process.send_signal(signal.SIGTERM)
     assert process.returncode == code
     assert (tmp_path / "ran").read_text() == "--kill-on-bad-exit=1 py -m mixlab.train --config=a b.py\n"
-    assert (tmp_path / "queued").exists() == (code == EXIT_PREEMPTED)
+    assert (tmp_path / "queued").exists() == (code in (EXIT_PREEMPTED, EXIT_AGAIN))
 
 
 def test_local(tmp_path):
@@ -44,6 +44,18 @@ def test_local(tmp_path):
     for process in range(3):
         flags = f"--coordinator=localhost:4567 --processes=3 --process={process}"
         assert (tmp_path / str(process)).read_text() == f"-m mixlab.train --config=c.py {flags}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "times"), [(EXIT_AGAIN, 2, 3), (EXIT_ABORTED, 0, 1), (EXIT_DIVERGED, 2, 1)]
+)
+def test_local_starts_again(tmp_path, code, restarts, times):
+    """All processes, when one is lost, and not more often than was said."""
+    body = f'for last; do :; done; echo >> {tmp_path}/${{last#--process=}}; [ "$last" != --process=1 ] || exit {code}'
+    environment = os.environ | {"PYTHON": stand_in(tmp_path, "py", body), "PORT": "4567", "RESTARTS": str(restarts)}
+    done = subprocess.run(["bash", LAUNCH / "local.sh", "2", "--config=c.py"], env=environment)
+    assert done.returncode == code
+    assert [(tmp_path / process).read_text() for process in "01"] == ["\n" * times] * 2
 
 
 def test_local_passes_the_signal_on(tmp_path):

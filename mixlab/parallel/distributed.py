@@ -7,7 +7,13 @@ Under SLURM (srun), Open MPI and on TPU pods (GKE and Google's virtual machines)
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
+import re
+import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +21,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mixlab.errors import UserError
+from mixlab import errors
+from mixlab.errors import LostError, UserError
+
+# How the loss of another process shows, in the words of gloo, NCCL, and JAX's coordination service.
+LOST = re.compile(
+    r"gloo|nccl|connection (reset|closed|refused)|socket closed|coordination service|heartbeat|barrier|"
+    r"UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED",
+    re.IGNORECASE,
+)
+TOLD_SECONDS = 3.0  # in which a process that fails has told the others why
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -99,3 +114,80 @@ def quiet_unless_first() -> Iterator[None]:
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+@contextlib.contextmanager
+def leaving_together(folder: Path) -> Iterator[None]:
+    """Within, what ends one of several processes ends all of them soon, and with an exit code for the same reason. A process
+    that fails leaves at once, where JAX would have it wait for the others, and says why in failed-<process>.json of the run's
+    `folder`; those that lose it end with its code, or with EXIT_AGAIN if it could not say (it was killed, its machine died)."""
+    if not jax.distributed.is_initialized():
+        yield
+        return
+    over = threading.Event()
+    threading.Thread(target=_follow, args=(folder, over), name="others", daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        over.set()
+        _exit(_leave(error, folder))
+    finally:
+        over.set()
+
+
+def _follow(folder: Path, over: threading.Event) -> None:
+    """Ends this process when another has said that it failed: this one may be waiting for it."""
+    while not over.wait(TOLD_SECONDS / 2):
+        if told := _told(folder):
+            _exit(_repeat(told))
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _repeat(told: dict) -> int:
+    print(f"error: process {told['process']} has failed: {told['said']}", file=sys.stderr)
+    return told["code"]
+
+
+def _leave(error: BaseException, folder: Path) -> int:
+    """Says what has happened, and returns the exit code for it."""
+    lost = not isinstance(error, UserError | LostError) and LOST.search(str(error))
+    if lost:
+        time.sleep(TOLD_SECONDS)
+        if told := _told(folder):
+            return _repeat(told)
+        reason = str(error).strip().splitlines()[0][:200]
+        error = LostError(f"another process of the run is gone ({reason})")
+
+    def again(_):
+        raise error
+
+    try:
+        code = errors.run(again, [])
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if not lost and _began(folder):
+        said = {"process": jax.process_index(), "code": code, "said": str(error)}
+        with contextlib.suppress(OSError):
+            (folder / f"failed-{jax.process_index()}.json").write_text(json.dumps(said))
+    return code
+
+
+def _told(folder: Path) -> dict | None:
+    """What another process that has failed says of it."""
+    for path in folder.glob("failed-*.json"):
+        with contextlib.suppress(OSError, ValueError):  # not written whole yet
+            return json.loads(path.read_text())
+    return None
+
+
+def _began(folder: Path) -> bool:
+    """Whether the folder is that of a run which these processes have begun or gone on with."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / "run.json").read_text()).get("exit") == "running"
+    return False

@@ -31,15 +31,17 @@ from mixlab.run_folder import RunFolder
 from mixlab.stream import BatchShape
 from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.control import Control
+from mixlab.training.guard import Diverged, Guard, RollBack
 from mixlab.training.history import History
 from mixlab.training.metrics import MetricsLog
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.progress import Progress
-from mixlab.training.recorder import Diverged, Recorder
+from mixlab.training.recorder import Recorder
 from mixlab.training.signals import StopSignal
 from mixlab.training.start import load_origin
 from mixlab.training.state import Layout, State, create_state, plan_state
-from mixlab.training.step import compile_train_step, make_train_step
+from mixlab.training.step import compile_pass_over, compile_train_step, make_train_step
+from mixlab.training.watchdog import BETWEEN, Watchdog
 
 
 def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ...] = ()) -> int:
@@ -47,7 +49,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     `config.start` says, and writes the report.
 
     Returns 0 when the run is complete, EXIT_PREEMPTED when it was asked to stop and has saved, EXIT_DIVERGED when the loss
-    is not finite and the policy says stop. Raises UserError before the first step for whatever can be known by then."""
+    is not finite, or spikes, and the policy says stop. Raises UserError before the first step for whatever can be known by then."""
     began = time.monotonic()
     plan = make_plan(config, data)
     mesh = make_mesh(config.mesh)
@@ -73,16 +75,13 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         if restored:
             state, meta = restored
             _check_stream(meta, data, allow_change)
-            read = meta["read"]
         elif origin:
-            state, read = origin.state, origin.read
+            state, meta = origin.state, {"read": origin.read}
         else:
-            state, read = create_state(config.model, optimizer, layout, config.seed), []
+            state, meta = create_state(config.model, optimizer, layout, config.seed), {"read": []}
         first = int(state["step"])
-        decided = read_log(workdir / "control.jsonl", meta["control_log"]) if restored else ControlLog()
-        control = Control(config, data, decided, workdir)
+        control = _control(config, data, meta, workdir)
         tools = _Tools.make(config, data, layout, optimizer, control, benchmarks, workdir)
-        history = History(data.stream, first, read)
         with (
             MetricsLog(
                 workdir,
@@ -91,16 +90,57 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
                 wandb=config.logging.wandb,
             ) as log,
             Progress(config.total_steps, first, every_seconds=config.logging.console_every_seconds) as progress,
+            Watchdog(config.training.hang_seconds, workdir) as watchdog,
         ):
             for note in (f"going on from step {first:,}",) if restored else origin.notes if origin else ():
                 progress.note(note)
-            recorder = Recorder(config, data, log, progress, first)
-            run = _Run(config, data, layout, tools, control, checkpoints, recorder, history, folder, progress.note)
-            run.begin(state["params"], first, restored is not None)
+            guard = Guard(config.training, meta.get("guard", {}))
+
+            def run_from(first: int, meta: dict) -> _Run:
+                recorder, history = (
+                    Recorder(config, data, log, progress, first, guard),
+                    History(data.stream, first, meta["read"]),
+                )
+                return _Run(
+                    config,
+                    data,
+                    layout,
+                    tools,
+                    control,
+                    checkpoints,
+                    recorder,
+                    history,
+                    guard,
+                    folder,
+                    watchdog,
+                    progress.note,
+                )
+
+            run = run_from(first, meta)
+            run.begin(state, first, restored is not None)
             if not (workdir / "baselines.json").exists():
                 folder.write("baselines.json", json.dumps(tools.evaluation.baselines(), indent=2) + "\n")
             try:
-                state = run.train(state, stop)
+                while True:
+                    try:
+                        state = run.train(state, stop)
+                        break
+                    except RollBack as error:
+                        fault = error
+                    state = None  # makes room for the one that is read
+                    checkpoints.wait()
+                    state, meta = checkpoints.restore(layout.abstract)
+                    first = int(state["step"])
+                    log.cut_back(first)
+                    control = _control(config, data, meta, workdir)
+                    guard = guard.after(fault, first, meta.get("guard", {}))
+                    folder.note(roll_backs=guard.roll_backs)
+                    gone = guard.roll_backs[-1]
+                    progress.note(
+                        f"{fault}; back to step {first:,}, and past the batches of steps {gone['first_step']:,} to "
+                        f"{gone['last_step']:,} (roll back {len(guard.roll_backs)} of {config.training.max_roll_backs})"
+                    )
+                    run = run_from(first, meta)
             except Diverged as error:
                 progress.note(str(error))
                 folder.note(exit="diverged", spike_score=spike_scores(read_run(workdir)))
@@ -127,6 +167,7 @@ class _Tools:
     """What a run computes with; compiled before its first step, for every shape of batch."""
 
     executables: dict[BatchShape, Callable]
+    pass_over: Callable
     evaluation: Evaluation
     probes: ProbeRunner
     norms: Callable
@@ -145,6 +186,7 @@ class _Tools:
         step = make_train_step(config, optimizer, layout)
         return cls(
             {shape: compile_train_step(step, layout, *shape) for shape in control.shapes()},
+            compile_pass_over(layout),
             Evaluation(config, data, layout, benchmarks),
             open_probes(config, data, layout, workdir),
             compile_weight_norms(layout),
@@ -164,30 +206,42 @@ class _Run:
         checkpoints: Checkpoints,
         recorder: Recorder,
         history: History,
+        guard: Guard,
         folder: RunFolder,
+        watchdog: Watchdog,
         tell: Callable[[str], None],
     ):
         self._config, self._data, self._layout, self._tools, self._control = config, data, layout, tools, control
         self._checkpoints, self._recorder, self._history = checkpoints, recorder, history
-        self._folder, self._tell = folder, tell
+        self._guard, self._folder, self._watchdog, self._tell = guard, folder, watchdog, tell
 
-    def begin(self, params, step: int, restored: bool) -> None:
+    def begin(self, state: State, step: int, restored: bool) -> None:
         """What comes before the first step of this process."""
+        self._watchdog.watch(f"what comes before step {step:,}", BETWEEN)
         if restored and not self._control.due(step):
             return
         due = (False, []) if restored else self._tools.evaluation.due(step, starting=True)
-        scores, probed = self._look(params, step, due, starting=not restored)
+        scores, probed = self._look(state["params"], step, due, starting=not restored)
         if scores and not restored:  # of a restored one that was to end here, the record is written
             self._recorder.begin(scores)
         self._decide(step, probed)
+        if self._guard.may_roll_back and not restored:
+            self._checkpoints.save(step, state, self._meta(step))
 
     def train(self, state: State, stop: StopSignal) -> State:
         """Steps from the state's step to the end, or until asked to stop; the state returned is saved."""
         config, control, total = self._config, self._control, self._config.total_steps
         self._recorder.resume_clock()
-        for step, local in control.batches(int(state["step"]), self._layout.mesh):
+        first = int(state["step"])
+        self._watchdog.watch(f"the batch of step {first:,}")
+        for step, local in control.batches(first, self._layout.mesh):
+            self._watchdog.watch(f"step {step:,}")
             stage, shape = control.stream.stage(step), control.stream.shape(step)
-            state, metrics = self._tools.executables[shape](state, global_batch(self._layout.mesh, local, shape.rows))
+            if self._guard.passes(step):
+                state, metrics = self._tools.pass_over(state), None
+            else:
+                batch = global_batch(self._layout.mesh, local, shape.rows)
+                state, metrics = self._tools.executables[shape](state, batch)
             self._recorder.add(step + 1, stage, metrics)  # waits for the step before this one, not for this one
             done = step + 1
             stopping = stop.requested(done)
@@ -195,6 +249,7 @@ class _Run:
             due = self._tools.evaluation.due(done)
             if any(due) or saving or self._tools.probes.due(done) or control.due(done):
                 self._recorder.stop_clock()
+                self._watchdog.watch(f"evaluation, probes and saving at step {done:,}", BETWEEN)
                 scores, probed = self._look(state["params"], done, due)
                 self._recorder.flush(scores)  # on disk before the checkpoint, so that a resumed run lacks no record
                 self._decide(done, probed)
@@ -203,6 +258,7 @@ class _Run:
                 self._recorder.resume_clock()
             if stopping:
                 break
+            self._watchdog.watch(f"the batch of step {done:,}")
         return state
 
     def _look(
@@ -244,6 +300,7 @@ class _Run:
             "tokenizer": {"name": self._data.tokenizer.name, "hash": self._data.tokenizer.hash},
             "config_sha256": hashlib.sha256(to_json(self._config).encode()).hexdigest(),
             "control_log": self._control.log.meta(),
+            "guard": self._guard.meta(),
         }
 
 
@@ -264,6 +321,12 @@ def _check_rows(config: Config, data: Data, mesh: Mesh) -> None:
             )
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _control(config: Config, data: Data, meta: dict, workdir: Path) -> Control:
+    """As decided up to a checkpoint of this meta; nothing is, before a run's first."""
+    decided = read_log(workdir / "control.jsonl", meta["control_log"]) if "control_log" in meta else ControlLog()
+    return Control(config, data, decided, workdir)
 
 
 def _due(step: int, every: int) -> bool:

@@ -75,24 +75,26 @@ class MetricsLog:
         tensorboard: bool = False,
         wandb: bool = False,
     ):
-        self._step: int | None = None
-        self._record: dict[str, Any] = {}
-        self._last = -1 if resume_step is None else resume_step
+        self._workdir = Path(workdir)
         self._file = self._tensorboard = self._wandb = None
+        self._begin(-1 if resume_step is None else resume_step)
         if jax.process_index() != 0:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        self._workdir.mkdir(parents=True, exist_ok=True)
         if tensorboard:
-            self._tensorboard = _tensorboard_writer(workdir / "tensorboard", self._last + 1)
+            self._tensorboard = _tensorboard_writer(self._workdir / "tensorboard", self._last + 1)
         if wandb:
-            self._wandb = _wandb_run(workdir)
-        path = workdir / "metrics.jsonl"
+            self._wandb = _wandb_run(self._workdir)
+        path = self._workdir / "metrics.jsonl"
         if resume_step is not None:
             _truncate(path, resume_step)
         elif path.exists() and path.stat().st_size:
             os.replace(path, path.with_name("metrics.jsonl.previous"))
         self._file = path.open("a", encoding="utf-8")
+
+    def _begin(self, last: int) -> None:
+        self._last, self._step = last, None
+        self._record: dict[str, Any] = {}
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds values (numbers, or arrays of one number: reading those waits for the device) to the record of
@@ -124,6 +126,17 @@ class MetricsLog:
             self._tensorboard.flush()
         if self._wandb is not None:
             self._wandb.log(record, step=step)
+
+    def cut_back(self, step: int) -> None:
+        """Records of later steps than `step` are taken back: the run has gone back there, and writes them again."""
+        self._begin(step)
+        if self._file is not None:
+            self._file.close()
+            _truncate(self._workdir / "metrics.jsonl", step)
+            self._file = (self._workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = _tensorboard_writer(self._workdir / "tensorboard", step + 1)
 
     def close(self) -> None:
         self.flush()

@@ -100,6 +100,12 @@ def compile_train_step(
     return step.lower(layout.abstract, abstract_batch(layout, rows, length, masked, noised)).compile()
 
 
+def compile_pass_over(layout: Layout) -> Callable:
+    """state -> the state after a step whose batch is gone past: all as it was, one step on."""
+    on = jax.jit(lambda step: step + 1, out_shardings=layout.shardings["step"])
+    return lambda state: state | {"step": on(state["step"])}
+
+
 def compile_token_losses(token_losses: Callable, layout: Layout, rows: int, length: int):
     """The executable for batches of [rows, length]; its answer is whole on every device."""
     function = jax.jit(token_losses, out_shardings=replicated(layout.mesh))

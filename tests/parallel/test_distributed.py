@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixlab.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from mixlab.errors import EXIT_AGAIN, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
 from mixlab.parallel import distributed
 from tests.stores import some_texts, write_config, write_store
 
@@ -82,7 +83,7 @@ def place(tmp_path_factory):
     return folder
 
 
-def start(place, workdir, *arguments, devices=1):
+def start(place, workdir, *arguments, devices=1, largest_file=None):
     command = [sys.executable, "-m", "mixlab.train", "--config=config.py", f"--workdir={workdir}"]
     environment = os.environ | {
         "MIXLAB_CACHE": str(place / "cache"),
@@ -95,16 +96,18 @@ def start(place, workdir, *arguments, devices=1):
     process = subprocess.Popen(
         [*command, "--config.mesh.fsdp=2", task, *arguments], cwd=place, env=environment, **streams
     )
+    if largest_file is not None:  # as good as a full disk
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
     STARTED.append(process)
     return process
 
 
-def start_two(place, workdir, *arguments):
+def start_two(place, workdir, *arguments, limits=(None, None)):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     together = (f"--coordinator=localhost:{port}", "--processes=2")
-    return [start(place, workdir, *together, f"--process={i}", *arguments) for i in range(2)]
+    return [start(place, workdir, *together, f"--process={i}", *arguments, largest_file=limits[i]) for i in range(2)]
 
 
 def finish(processes, code=0):
@@ -121,16 +124,20 @@ def records(workdir) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def wait_for_step(processes, workdir, step):
+    end = time.monotonic() + 900
+    while len(records(workdir)) <= step:
+        assert time.monotonic() < end and all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
 def test_two_processes_are_one_run(place):
     """The losses of one process with two devices; stopped by a signal to one of them, and gone on with by one alone."""
     alone, together = place / "alone", place / "together"
     finish([start(place, alone, devices=2)])
 
     processes = start_two(place, together)
-    end = time.monotonic() + 900
-    while len(records(together)) < 6:
-        assert time.monotonic() < end and all(process.poll() is None for process in processes)
-        time.sleep(0.01)
+    wait_for_step(processes, together, 5)
     processes[1].send_signal(signal.SIGTERM)
     printed, _ = finish(processes, EXIT_PREEMPTED)
     assert "stopped at step" in printed[0] and printed[1] == ""  # one of them speaks
@@ -161,3 +168,22 @@ def test_two_processes_finish_and_refuse_together(place):
     _, told = finish(start_two(place, workdir, short, "--config.seed=3"), EXIT_USER_ERROR)
     assert all("holds a run of something else" in text for text in told)
     assert (workdir / "run.json").read_bytes() == before
+
+
+def test_a_process_that_is_killed_or_fails_ends_the_other(place):
+    """Killed: the other ends to be started again, and the run goes on. Its disk full: the other ends for that reason too."""
+    alone, workdir = place / "alone", place / "lost"
+    processes = start_two(place, workdir)
+    wait_for_step(processes, workdir, 5)
+    processes[1].kill()
+    _, told = processes[0].communicate(timeout=120)
+    assert processes[0].returncode == EXIT_AGAIN, told
+    assert told.splitlines()[-1].startswith("error: another process of the run is gone") and "Traceback" not in told
+    processes[1].communicate()
+
+    processes = start_two(place, workdir, limits=(None, 100_000))
+    _, told = finish(processes, EXIT_USER_ERROR)
+    assert "error: process 1 has failed: checkpoint: cannot" in told[0] and "File too large" in told[1]
+    finish([start(place, workdir, devices=2)])
+    one, two = records(alone), records(workdir)
+    np.testing.assert_allclose([r["train/loss"] for r in two[1:]], [r["train/loss"] for r in one[1:]], rtol=1e-5)
