@@ -54,7 +54,7 @@ def buckets() -> Iterator[None]:
 @contextlib.contextmanager
 def troubled(server: str) -> Iterator[tuple[str, list[str]]]:
     """(the URL of a server in front of `server`, the paths it was asked for). It is too busy the first two times it is asked
-    for any object of tokens, and refuses everything with "private" in its path."""
+    for any object of tokens, refuses everything with "private" in its path, and once "down" is among the paths is down."""
     asked: list[str] = []
 
     class Front(BaseHTTPRequestHandler):
@@ -62,6 +62,8 @@ def troubled(server: str) -> Iterator[tuple[str, list[str]]]:
 
         def do_GET(self):
             asked.append(self.path)
+            if "down" in asked:
+                return self.answer(503, b"")
             if "private" in self.path:
                 return self.answer(403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
             if "/tokens/" in self.path and asked.count(self.path) <= 2:

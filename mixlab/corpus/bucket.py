@@ -1,7 +1,7 @@
 """Objects in a bucket (gs:// or s3://), through tensorstore: read by ranges, copied to and from a local disk.
 
 Credentials are found where the clouds' own tools keep them. AWS_ENDPOINT_URL names another server that speaks S3,
-TENSORSTORE_GCS_HTTP_URL one that speaks Google's protocol. Failing requests are repeated.
+TENSORSTORE_GCS_HTTP_URL one that speaks Google's protocol. Failing requests are repeated for about a minute; then LostError.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tensorstore
 
-from mixlab.errors import UserError
+from mixlab.errors import LostError, UserError
 
 RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "16s"}
 COPIED_BYTES = 64 * 2**20  # at a time
@@ -115,6 +115,8 @@ class Bucket:
             reason = str(error).splitlines()[0].partition(" [")[0][:300]
             if "OUT_OF_RANGE" in reason:
                 raise self._cut_short(name) from None
+            if "retry attempts failed" in reason or "UNAVAILABLE" in reason:
+                raise LostError(f"{self.url}: the bucket does not answer ({reason})") from None
             if "NOT_FOUND" in reason:
                 remedy = "there is no such bucket; correct its name, or make it"
             elif "PERMISSION_DENIED" in reason or "UNAUTHENTICATED" in reason:

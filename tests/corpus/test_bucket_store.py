@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixlab import errors, train
-from mixlab.corpus import tokenizer
+from mixlab.corpus import bucket, tokenizer
 from mixlab.corpus.bucket import NEAR_BYTES, Bucket
 from mixlab.corpus.bucket_store import BucketStore, upload_store
 from mixlab.corpus.prepare import prepare
 from mixlab.corpus.store import TokenStore
 from mixlab.corpus.writer import finalise, write_shard
 from mixlab.errors import UserError
+from mixlab.training.checkpoint import Checkpoints
 from tests.buckets import buckets, troubled
 from tests.stores import some_texts, write_config, write_store
 
@@ -149,8 +150,27 @@ def test_prepared_into_a_bucket(tmp_path, monkeypatch, url):
         upload_store(write_store(tmp_path / "other", some_texts()), url)
 
 
-def test_training_from_a_bucket_is_training_from_a_disk(tmp_path, monkeypatch):
-    """The same losses, and a run may go on with the copy on the other side."""
+def run_that_loses_its_bucket(tmp_path, monkeypatch, capsys):
+    """The losses of a run whose bucket is down on the way: told in one message, and gone on with when it answers again."""
+    upload_store(tmp_path / "store", "s3://texts/train")
+    config = write_config(tmp_path / "down.py", "s3://texts/train", 6)
+    command = [f"--config={config}", f"--workdir={tmp_path / 'down'}", "--config.checkpoint.every_steps=2"]
+    command += ["--config.loader.prefetch_batches=1", "--config.loader.threads=1", "--allow-change=sources.text.store"]
+    honest = Checkpoints.save
+    with troubled(os.environ["AWS_ENDPOINT_URL"]) as (front, asked), monkeypatch.context() as patch:
+        patch.setattr(bucket, "RETRIES", {"max_retries": 3, "initial_delay": "10ms", "max_delay": "20ms"})
+        patch.setenv("AWS_ENDPOINT_URL", front)
+        patch.setattr(Checkpoints, "save", lambda *given: (asked.append("down"), honest(*given)))
+        assert errors.run(train.main, command) == errors.EXIT_AGAIN
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and "s3://texts/train: the bucket does not answer" in told[0]
+    assert errors.run(train.main, command) == 0
+    lines = (tmp_path / "down" / "metrics.jsonl").read_text().splitlines()
+    return [record.get("train/loss") for record in map(json.loads, lines)]
+
+
+def test_training_from_a_bucket_is_training_from_a_disk(tmp_path, monkeypatch, capsys):
+    """The same losses, also when the bucket is down for a while."""
     monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))
     store = write_store(tmp_path / "store", some_texts())
     upload_store(store, "gs://texts/train")
@@ -161,5 +181,6 @@ def test_training_from_a_bucket_is_training_from_a_disk(tmp_path, monkeypatch):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses.append([record.get("train/loss") for record in map(json.loads, lines)])
     assert losses[0] == losses[1]
+    assert run_that_loses_its_bucket(tmp_path, monkeypatch, capsys) == losses[1]
     plan = json.loads((tmp_path / "bucket" / "plan.json").read_text())
     assert plan["sources"]["text"]["store"] == "gs://texts/train"

@@ -1,6 +1,7 @@
 """Real processes, really killed: what a run reads, computes and writes must not show it."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mixlab import errors, train
 from mixlab.errors import EXIT_PREEMPTED
 from mixlab.training.checkpoint import Checkpoints
 from tests.stores import some_texts, write_config, write_store
 
 STEPS = 40
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +84,45 @@ def test_the_uninterrupted_run_is_whole(uninterrupted):
     assert json.loads((uninterrupted / "run.json").read_text())["exit"] == "complete"
 
 
-def test_killed_twice_at_random_moments_it_is_the_same_run(place, uninterrupted):
-    """A resume, and a resume of a resume, across epoch boundaries (every 12 steps)."""
-    workdir = place / "killed"
-    moments = np.random.default_rng(int.from_bytes(os.urandom(4), "little")).integers(3, STEPS - 2, 2)
-    for step in sorted(moments.tolist()):
-        process = start(place, workdir)
-        wait_for_step(process, workdir, step)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    finish(start(place, workdir))
-    assert records(workdir) == records(uninterrupted), f"killed after steps {sorted(moments)}"
-    assert weights(workdir) == weights(uninterrupted)
+def attempt(cache, arguments):
+    os.environ["MIXLAB_CACHE"] = cache
+    sys.exit(errors.run(train.main, arguments))
+
+
+def wait_for_new_record(process, path, before, step):
+    """Until this process has written the record of `step` or a later one. before: which file was there when it started."""
+    while process.is_alive():
+        if path.exists() and path.stat().st_ino != before and path.read_text().count("\n") > step:
+            return
+        time.sleep(0.002)
+
+
+def test_killed_at_twenty_random_moments_it_is_the_same_run(place, uninterrupted):
+    """While it starts, reads, restores, trains, evaluates and saves; across epoch boundaries (every 12 steps)."""
+    workdir, killed = place / "killed", 0
+    path = workdir / "metrics.jsonl"
+    arguments = [f"--config={place / 'config.py'}", f"--workdir={workdir}"]
+    processes = multiprocessing.get_context("forkserver")  # what is imported, is once for all of them
+    processes.set_forkserver_preload(["mixlab.training.loop", "mixlab.report.summary", __name__])
+    rng = np.random.default_rng(seed := int.from_bytes(os.urandom(4), "little"))
+    for step in np.sort(rng.integers(1, STEPS - 1, KILLS)).tolist():
+        before = path.stat().st_ino if path.exists() else None
+        process = processes.Process(target=attempt, args=(str(place / "cache"), arguments))
+        process.start()
+        if rng.random() < 0.75:
+            wait_for_new_record(process, path, before, step)
+            time.sleep(rng.uniform(0, 0.02))
+        else:
+            time.sleep(rng.uniform(0, 3))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    process = processes.Process(target=attempt, args=(str(place / "cache"), arguments))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and killed > KILLS / 2
+    assert records(workdir) == records(uninterrupted), seed
+    assert weights(workdir) == weights(uninterrupted), seed
 
 
 def test_asked_to_stop_it_saves_says_so_and_goes_on(place, uninterrupted):
@@ -122,6 +152,23 @@ def test_a_damaged_checkpoint_is_passed_over(place, uninterrupted):
     newest.write_bytes(content)
     output = finish(start(place, workdir))
     assert f"checkpoint of step {steps[-1]}" in output and "falling back" in output
+    assert records(workdir) == records(uninterrupted) and weights(workdir) == weights(uninterrupted)
+
+
+def test_text_that_vanishes(place, uninterrupted):
+    """The run that reads it goes on, since it holds the files; the next one names what is missing, and nothing is lost."""
+    workdir, shard, aside = place / "vanished", place / "store" / "tokens" / "00000.bin", place / "aside.bin"
+    process = start(place, workdir)
+    wait_for_step(process, workdir, 10)
+    shutil.copy(shard, aside)
+    shard.unlink()
+    wait_for_step(process, workdir, 20)
+    process.kill()
+    process.communicate()
+    output = finish(start(place, workdir), 2)
+    assert "tokens/00000.bin is missing" in output and "Traceback" not in output
+    aside.rename(shard)
+    finish(start(place, workdir))
     assert records(workdir) == records(uninterrupted) and weights(workdir) == weights(uninterrupted)
 
 
