@@ -1,24 +1,32 @@
-"""Scores a checkpoint of a run on its held-out documents, on its own.
+"""Scores checkpoints of a run, or a soup, on held-out documents and on benchmarks.
 
-python -m mixlab.evaluate --workdir=RUN_DIR [--step=N] [--config.evaluation.KEY=VALUE ...] [--json]
+python -m mixlab.evaluate --workdir=RUN_DIR [--steps=all|N,M,…] [--tasks=FILE.json] [--config.evaluation.KEY=VALUE ...] [--json]
 
-The run's own configuration is used. The numbers go to standard output; the run's folder is not touched.
+The run's own configuration is used, with the benchmarks of a JSON file (name -> settings, as in evaluation.tasks) if one is
+given. The numbers go to standard output and, under the names that training gives them, to evaluations.jsonl in the run's folder,
+a line a checkpoint, where reports find them; results by item go to items/. Nothing else in the folder is touched.
 """
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from mixlab import errors
 from mixlab.cli import Parser
 from mixlab.errors import UserError
+from mixlab.probe import chosen_steps
 
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__.splitlines()[0], with_config=False)
-    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN_DIR", help="the run's folder")
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint; the newest good one when left out")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN_DIR", help="the folder of a run or a soup")
+    parser.add_argument(
+        "--steps", "--step", metavar="all|N,M", help="the checkpoints; the newest good one when left out"
+    )
+    parser.add_argument("--tasks", type=Path, metavar="FILE.json", help="benchmarks: name -> settings")
+    parser.add_argument("--no-record", action="store_true", help="print alone, and leave the folder as it is")
+    parser.add_argument("--json", action="store_true", help="one JSON object a checkpoint instead of tables")
     flags, overrides = parser.parse(arguments)
     strangers = [o for o in overrides if not o.startswith(("--config.evaluation.", "--config.mesh."))]
     if strangers:
@@ -28,24 +36,47 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--workdir={flags.workdir}: has no config.json; name the folder of a run")
     from mixlab import config as configs
 
+    if flags.tasks is not None:
+        overrides = [f"--config.evaluation.tasks={_tasks(flags.tasks)!r}", *overrides]
     config = configs.load_json(path, overrides)
-    step, metrics = evaluate_checkpoint(config, flags.workdir, flags.step)
-    if flags.json:
-        print(json.dumps({"step": step} | metrics, indent=2))
-        return
-    from mixlab.report.by_length import bin_label
-    from mixlab.report.runs import BREAKDOWNS
+    for step, metrics in evaluate_checkpoints(config, flags.workdir, flags.steps, record=not flags.no_record):
+        if flags.json:
+            print(json.dumps({"step": step} | metrics), flush=True)
+        else:
+            _print_tables(step, metrics)
 
-    names = list(
-        dict.fromkeys(key.removeprefix("eval/").rpartition("/")[0] for key in metrics if key.startswith("eval/"))
-    )
+
+def _tasks(path: Path) -> dict:
+    try:
+        tasks = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tasks={path}: cannot be read as JSON ({error})") from None
+    if not isinstance(tasks, dict) or not tasks:
+        raise UserError(f'--tasks={path}: must be an object such as {{"arc": {{"files": ["arc.jsonl"]}}}}')
+    return tasks
+
+
+def _print_tables(step: int, metrics: dict[str, float]) -> None:
+    from mixlab.report.by_length import bin_label
+    from mixlab.report.runs import AVERAGES, BREAKDOWNS, TASK_AVERAGE
+
+    losses = [key.removeprefix("eval/").removesuffix("/loss") for key in metrics if key.endswith("/loss")]
+    names = [name for name in losses if not name.startswith("eval_metadata/")]
     print(f"step {step}")
-    _print_table("set", {name: name for name in names if name.partition("/")[0] not in BREAKDOWNS}, metrics)
+    sets = [name for name in names if name.partition("/")[0] not in BREAKDOWNS]
+    _print_table("set", {name: name for name in sorted(sets, key=AVERAGES.__contains__)}, metrics)
     for kind, title in BREAKDOWNS.items():
         bins = {name: bin_label(kind, int(name.split("/")[1])) for name in names if name.startswith(f"{kind}/")}
         if bins:
             print()
             _print_table(title, bins, metrics)
+    tasks = [key.removeprefix("eval/").removesuffix("/score") for key in metrics if key.endswith("/score")]
+    if tasks:
+        print(f"\n{'benchmark':<24}{'score':>10}{'± se':>9}{'bits/byte':>12}{'± se':>9}{'items':>10}")
+    for name in sorted(tasks, key=TASK_AVERAGE.__eq__):
+        row = [metrics.get(f"eval/{name}/{key}") for key in ("score", "score_se", "bits_per_byte", "bits_per_byte_se")]
+        cells = ("" if value is None else f"{value:.4f}" for value in row)
+        print("{:<24}{:>10}{:>9}{:>12}{:>9}{:>10}".format(name, *cells, metrics.get(f"eval/{name}/items", "")))
     _print_variants(metrics)
 
 
@@ -80,29 +111,49 @@ def _print_table(title: str, labels: dict[str, str], metrics: dict[str, float]) 
         print(f"{label:<24}{row[0]:>10.4f}{row[1]:>9.4f}{row[2]:>12.4f}{row[3]:>9.4f}{tokens:>10}")
 
 
-def evaluate_checkpoint(config, workdir: Path, step: int | None = None) -> tuple[int, dict[str, float]]:
-    """(step, eval/* metrics) of a checkpoint of the run in `workdir`: `step`, or the newest that verifies."""
+def evaluate_checkpoints(
+    config, workdir: Path, steps: str | None = None, record: bool = False
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, eval/* metrics) of checkpoints of the run in `workdir`: those of `steps` ("all" or "N,M"), or the newest that
+    verifies.   record: also in evaluations.jsonl and items/."""
     import jax
 
     from mixlab.data import open_data
+    from mixlab.evals.benchmarks import open_benchmarks
     from mixlab.evals.evaluation import Evaluation
-    from mixlab.evals.tasks import open_tasks
     from mixlab.parallel.mesh import make_mesh
     from mixlab.training.checkpoint import Checkpoints
     from mixlab.training.optimizer import make_optimizer
     from mixlab.training.state import plan_state
 
     data = open_data(config)
+    benchmarks = open_benchmarks(config, data)
     mesh = make_mesh(config.mesh)
     layout = plan_state(config.model, make_optimizer(config.optimizer), mesh)
     with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.restore_params(layout.abstract["params"], step)
-        if found is None:
-            raise UserError(f"{workdir}: has no checkpoint yet; train first")
-        params, meta = found
-        return meta["step"], Evaluation(
-            config, data, layout, open_tasks(config.evaluation.tasks, data.held_out)
-        ).scores(params, meta["step"]).metrics
+        chosen = chosen_steps(steps, checkpoints.steps(), workdir)
+        evaluation = Evaluation(config, data, layout, benchmarks)
+        for asked in chosen:
+            params, meta = checkpoints.restore_params(layout.abstract["params"], asked)
+            scored = evaluation.scores(params, meta["step"])
+            if record:
+                _record(workdir, meta, scored)
+            yield meta["step"], scored.metrics
+
+
+def _record(workdir: Path, meta: dict, scored) -> None:
+    from mixlab.evals.items import write_items
+    from mixlab.training.metrics import as_json_line
+
+    line = as_json_line({"step": meta["step"], "tokens": meta["tokens"]} | scored.metrics)
+    try:
+        with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+        write_items(workdir, meta["step"], scored.items)
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: the results cannot be written there ({error.strerror}); --no-record prints them alone"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def probe_checkpoints(
     layout = plan_state(config.model, make_optimizer(config.optimizer), mesh)
     runner = open_probes(config, data, layout, workdir)
     with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        for chosen in _steps(steps, checkpoints.steps(), workdir):
+        for chosen in chosen_steps(steps, checkpoints.steps(), workdir):
             params, meta = checkpoints.restore_params(layout.abstract["params"], chosen)
             log = read_log(workdir / "control.jsonl", meta["control_log"])
             stream = with_decisions(config, data, log).stream
@@ -85,7 +85,8 @@ def probe_checkpoints(
             yield meta["step"], probed.metrics, probed.failures
 
 
-def _steps(asked: str | None, there: list[int], workdir: Path) -> list[int] | list[None]:
+def chosen_steps(asked: str | None, there: list[int], workdir: Path) -> list[int] | list[None]:
+    """The checkpoints that --steps asks for, of those that are there; None: the newest that verifies."""
     if not there:
         raise UserError(f"{workdir}: has no checkpoint yet; train first")
     if asked is None:

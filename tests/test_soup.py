@@ -31,7 +31,7 @@ def cook(*arguments):
 
 def scores(capsys, *arguments):
     capsys.readouterr()
-    assert errors.run(evaluate.main, [*map(str, arguments), "--json"]) == 0
+    assert errors.run(evaluate.main, [*map(str, arguments), "--json", "--no-record"]) == 0
     return json.loads(capsys.readouterr().out)
 
 

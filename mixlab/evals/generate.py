@@ -21,7 +21,9 @@ class Generator:
         self._config, self._layout = config, layout
         self._shapes = Shapes(rows, config.context_length)
         self._run = jax.jit(
-            partial(_continue, config, layout.model), static_argnames="sampled", out_shardings=replicated(layout.mesh)
+            partial(_continue, config, layout.model),
+            static_argnames=("sampled", "narrowed"),
+            out_shardings=replicated(layout.mesh),
         )
 
     def __call__(
@@ -32,9 +34,12 @@ class Generator:
         temperature: float = 0.0,
         seed: int = 0,
         samples: int = 1,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> np.ndarray:
         """int32 [N, samples, tokens]: new tokens after every prompt (int arrays, not empty; what does not fit into the
-        context with them is left out at the beginning). Temperature 0 takes the likeliest token.
+        context with them is left out at the beginning). Temperature 0 takes the likeliest token; else one is drawn, of the
+        top_k likeliest alone (0: of all), and of the fewest that together have probability top_p.
 
         What is drawn depends on the seed, the prompt's number and the sample's, not on how prompts share batches."""
         room = self._config.context_length - tokens
@@ -55,7 +60,14 @@ class Generator:
             local = {"grid": grid[mine], "begins": starts[mine], "numbers": drawn[mine]}
             steps = int(starts.max()) + tokens - 1
             batch = global_batch(self._layout.mesh, local, rows)
-            filled = self._run(params, batch, steps, temperature, jax.random.key(seed % 2**32), sampled=temperature > 0)
+            settings = {
+                "temperature": temperature,
+                "top_k": top_k or self._config.vocab_size,
+                "top_p": top_p,
+                "key": jax.random.key(seed % 2**32),
+            }
+            narrowed = top_k > 0 or top_p < 1
+            filled = self._run(params, batch, steps, settings, sampled=temperature > 0, narrowed=narrowed)
             filled = np.asarray(jax.device_get(filled))
             for row, number in enumerate(numbers):
                 done[number] = filled[row, begins[number] : begins[number] + tokens]
@@ -68,7 +80,20 @@ def until(text: np.ndarray, eos_id: int | None) -> np.ndarray:
     return text[: ends[0]] if len(ends) else text
 
 
-def _continue(config: ModelConfig, model_of: Callable, params, batch, steps, temperature, key, *, sampled: bool):
+def narrow(logits_V: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The logits, -inf but for the top_k likeliest tokens and, of these, for the fewest that hold top_p of the probability (at
+    least one; tokens equal to the least likely one kept are kept too)."""
+    descending_V = jnp.sort(logits_V, descending=True)
+    descending_V = jnp.where(jnp.arange(len(logits_V)) < top_k, descending_V, -jnp.inf)
+    probabilities_V = jax.nn.softmax(descending_V)
+    before_V = jnp.cumsum(probabilities_V) - probabilities_V  # of the tokens that are likelier
+    kept = jnp.maximum(((before_V < top_p) & jnp.isfinite(descending_V)).sum(), 1)
+    return jnp.where(logits_V >= descending_V[kept - 1], logits_V, -jnp.inf)
+
+
+def _continue(
+    config: ModelConfig, model_of: Callable, params, batch, steps, settings: dict, *, sampled: bool, narrowed: bool
+):
     """grid [B, L] with every position from a row's `begins` up to `steps` filled in; prompts too are read token by token."""
     model = model_of(params)
     begins_B, numbers_B = batch["begins"], batch["numbers"]
@@ -78,7 +103,10 @@ def _continue(config: ModelConfig, model_of: Callable, params, batch, steps, tem
         hidden_BxD, cache = decode(model, grid_BxL[:, at], at, cache)
         logits_BxV = model.logits(hidden_BxD)
         if sampled:
-            draw = jax.vmap(lambda logits, *names: jax.random.categorical(_key(key, *names), logits / temperature))
+            logits_BxV = logits_BxV / settings["temperature"]
+            if narrowed:
+                logits_BxV = jax.vmap(narrow, in_axes=(0, None, None))(logits_BxV, settings["top_k"], settings["top_p"])
+            draw = jax.vmap(lambda logits, *names: jax.random.categorical(_key(settings["key"], *names), logits))
             chosen_B = draw(logits_BxV, numbers_B, at + 1 - begins_B)
         else:
             chosen_B = logits_BxV.argmax(-1)

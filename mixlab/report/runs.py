@@ -142,7 +142,7 @@ def read_run(path: str | Path) -> Run:
             "facts": "run.json",
         }.items()
     }
-    metrics = _read_metrics(path / "metrics.jsonl", notes)
+    metrics = _read_metrics([path / "evaluations.jsonl", path / "metrics.jsonl"], notes)
     return Run(path=path, metrics=metrics, notes=tuple(notes), **parts)
 
 
@@ -185,24 +185,26 @@ def _read_json(path: Path, notes: list[str]) -> dict:
     return value
 
 
-def _read_metrics(path: Path, notes: list[str]) -> dict[str, Series]:
-    """Columns of metrics.jsonl. A resumed run records again the steps after its checkpoint: the later line
-    wins. A last line without an end is one being written; other unreadable lines are counted in `notes`."""
+def _read_metrics(paths: list[Path], notes: list[str]) -> dict[str, Series]:
+    """Columns of evaluations.jsonl and metrics.jsonl. Where a step's number stands in several lines (a resumed run records
+    again the steps after its checkpoint), the last one counts. A last line without an end is one being written; other
+    unreadable lines are counted in `notes`."""
     columns: dict[str, dict[int, tuple[float, float]]] = {}
-    unreadable = 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
-        try:
-            record = json.loads(line)
-            step, tokens = int(record["step"]), _number(record.get("tokens"))
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            unreadable += bool(line.strip()) and line.endswith(b"\n")
-            continue
-        for key, value in record.items():
-            if key in ("step", "tokens") or not (value is None or isinstance(value, int | float)):
+    for path in paths:
+        unreadable = 0
+        for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+            try:
+                record = json.loads(line)
+                step, tokens = int(record["step"]), _number(record.get("tokens"))
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+                unreadable += bool(line.strip()) and line.endswith(b"\n")
                 continue
-            columns.setdefault(key, {})[step] = (tokens, _number(value))
-    if unreadable:
-        notes.append(f"metrics.jsonl: {unreadable} line{'s' * (unreadable > 1)} could not be read")
+            for key, value in record.items():
+                if key in ("step", "tokens") or not (value is None or isinstance(value, int | float)):
+                    continue
+                columns.setdefault(key, {})[step] = (tokens, _number(value))
+        if unreadable:
+            notes.append(f"{path.name}: {unreadable} line{'s' * (unreadable > 1)} could not be read")
     result = {}
     for key, column in columns.items():
         steps = np.array(sorted(column), np.int64)

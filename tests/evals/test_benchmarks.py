@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixlab import errors, train
+from mixlab import errors, evaluate, soup, train
 from mixlab.config import Config, EvaluationConfig
 from mixlab.corpus import tokenizer
 from mixlab.evals.benchmarks import Asked, Benchmarks, is_right
@@ -17,6 +17,8 @@ from mixlab.evals.probing import Probing
 from mixlab.evals.tasks import Task, TaskConfig, open_tasks
 from mixlab.model.presets import llama
 from mixlab.parallel.mesh import MeshConfig, make_mesh
+from mixlab.report.page import write_report
+from mixlab.report.runs import read_run
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.state import create_state, plan_state
 
@@ -162,17 +164,25 @@ def test_what_a_right_answer_is(text, answer, expected):
     assert is_right(text, answer, ("\n\n", "Question:")) == expected
 
 
-def test_a_run_scores_them_when_they_are_due_and_trains_as_without(trunk, files, tmp_path, monkeypatch):
-    monkeypatch.setenv("MIXLAB_CACHE", str(trunk.parent / "cache"))
+@pytest.fixture(scope="module")
+def run(trunk, files, tmp_path_factory):
+    """A run like the trunk that is asked benchmarks as well."""
+    folder = tmp_path_factory.mktemp("asked") / "run"
     quiz = {"files": [str(files / "choices.jsonl")], "items": 5}
     asked = {"quiz": quiz, "often": quiz | {"every_steps": 8, "shots": 1}, "last": quiz | {"every_steps": 0}}
-    command = [f"--config={trunk.parent / 'config.py'}", "--config.evaluation.at_steps=(3,)"]
-    command += [f"--workdir={tmp_path / 'run'}", f"--config.evaluation.tasks={asked}"]
-    assert errors.run(train.main, command) == 0
-    ours, theirs = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (tmp_path / "run", trunk)
-    )
+    command = [f"--config={trunk.parent / 'config.py'}", "--config.evaluation.at_steps=(3,)", f"--workdir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXLAB_CACHE", str(trunk.parent / "cache"))
+        assert errors.run(train.main, [*command, f"--config.evaluation.tasks={asked}"]) == 0
+    return folder
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_scores_them_when_they_are_due_and_trains_as_without(trunk, run):
+    ours, theirs = (lines_of(folder / "metrics.jsonl") for folder in (run, trunk))
     for key in ("train/loss", "train/grad_norm"):
         assert [line.get(key) for line in ours] == [line.get(key) for line in theirs]
     assert ours[-1]["eval/micro/loss"] == theirs[-1]["eval/micro/loss"]
@@ -183,11 +193,62 @@ def test_a_run_scores_them_when_they_are_due_and_trains_as_without(trunk, files,
     assert steps("eval/quiz/acc") == steps("eval/micro/loss") == [0, 3, 10, 20]
     assert steps("eval/often/acc") == [0, 3, 8, 16, 20] and steps("eval/last/acc") == [3, 20]
     assert steps("eval/tasks/score") == [3, 20]
-    items = read_items(tmp_path / "run", 20)
+    items = read_items(run, 20)
     assert items["quiz/acc"].mean() == ours[-1]["eval/quiz/acc"] and len(items["often/id"]) == 5
     ratio = items["a/nats"].sum() / items["a/tokens"].sum()
     assert ratio == pytest.approx(ours[-1]["eval/a/loss"]) and len(set(items["a/id"])) == len(items["a/id"])
-    assert "quiz/acc" not in read_items(tmp_path / "run", 8) and read_items(tmp_path / "run", 7) == {}
+    assert "quiz/acc" not in read_items(run, 8) and read_items(run, 7) == {}
+
+
+def test_checkpoints_and_soups_are_scored_afterwards_as_in_training(trunk, run, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MIXLAB_CACHE", str(trunk.parent / "cache"))
+    before = (run / "metrics.jsonl").read_bytes()
+    assert errors.run(evaluate.main, [f"--workdir={run}", "--steps=all"]) == 0
+    shown = capsys.readouterr().out
+    assert "step 14" in shown and "step 20" in shown and "benchmark" in shown and "quiz" in shown
+    middle, last = lines_of(run / "evaluations.jsonl")
+    assert (middle["step"], last["step"]) == (14, 20) and last["tokens"] == 20 * 128
+    trained = lines_of(run / "metrics.jsonl")[-1]
+    for key in (key for key in trained if key.startswith("eval/")):
+        assert last[key] == pytest.approx(trained[key], rel=1e-6), key
+    assert (run / "metrics.jsonl").read_bytes() == before
+    seen = read_run(run)
+    assert seen.series("eval/quiz/acc").steps.tolist() == [0, 3, 10, 14, 20]
+    assert seen.tasks() == ["quiz", "often", "last"] and seen.evaluation_sets() == ["a", "b"]
+    assert len(read_items(run, 14)["last/acc"]) == 5
+
+    tasks = tmp_path / "tasks.json"
+    tasks.write_text(json.dumps({"words": {"files": [str(files / "last.jsonl")], "format": "continuation"}}))
+    made = tmp_path / "soup"
+    assert errors.run(soup.main, [f"{run}:14", f"{run}:20", f"--output={made}"]) == 0
+    capsys.readouterr()
+    command = [f"--workdir={made}", f"--tasks={tasks}", "--json"]
+    assert errors.run(evaluate.main, [*command, "--no-record"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert not (made / "evaluations.jsonl").exists() and not (made / "items").exists()
+    assert errors.run(evaluate.main, command) == 0
+    (line,) = lines_of(made / "evaluations.jsonl")
+    assert {key: line[key] for key in printed} == printed and read_run(made).tasks() == ["words"]
+    assert write_report([run, made], tmp_path / "report").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--tasks=gone.json"], "--tasks=gone.json: cannot be read as JSON"),
+        (["--tasks=list.json"], "--tasks=list.json: must be an object such as"),
+        (["--tasks=typo.json"], "unknown key 'evaluation.tasks.t.file'; did you mean 'evaluation.tasks.t.files'?"),
+        (["--steps=3"], "has no checkpoint of step 3"),
+        (["--steps=last"], "--steps=last: write all, or numbers"),
+    ],
+)
+def test_mistakes(trunk, tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.setenv("MIXLAB_CACHE", str(trunk.parent / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "typo.json").write_text('{"t": {"file": "a.jsonl"}}')
+    assert errors.run(evaluate.main, [f"--workdir={trunk}", *arguments]) == errors.EXIT_USER_ERROR
+    assert expected in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_used_are_told_before_anything_is_written(trunk, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from mixlab import errors, evaluate, train
 from mixlab.batch import render
 from mixlab.config import load
 from mixlab.data import open_data
+from mixlab.evals.benchmarks import Scored
 from mixlab.plan import as_text, make_plan
 from mixlab.report import by_length
 from mixlab.report.runs import read_run
@@ -130,9 +131,9 @@ def test_evaluation_is_no_part_of_a_step_s_time(place, whole):
         clock.now += 1.0
         return clock.now
 
-    def scores(self, params):
+    def scores(self, params, step, held_out, tasks):
         clock.now += 1000.0
-        return {"eval/macro/bits_per_byte": 1.0, "eval/macro/bits_per_byte_se": 0.0}
+        return Scored({"eval/macro/bits_per_byte": 1.0, "eval/macro/bits_per_byte_se": 0.0}, {})
 
     clock.perf_counter = clock.monotonic = read_clock
     with pytest.MonkeyPatch.context() as patch:

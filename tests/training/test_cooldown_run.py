@@ -14,6 +14,7 @@ from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.schedules import ScheduleConfig, learning_rate
 from tests.stores import some_texts, write_store
 from tests.test_mistakes import told
+from tools import generate
 
 STEPS, TRUNK = 20, 18
 CONFIG = """
@@ -138,6 +139,15 @@ def test_the_final_scores_tell_what_metadata_do(place, meco, capsys):
     assert errors.run(evaluate.main, [f"--workdir={place / 'meco'}", text, variants]) == 0
     shown = capsys.readouterr().out
     assert "loss with metadata" in shown and shown.index("text") < shown.index("none")
+
+
+def test_prompts_are_continued_after_metadata(place, meco, capsys):
+    def continued(prompt, *flags):
+        capsys.readouterr()
+        assert errors.run(generate.main, [f"--workdir={place / 'meco'}", prompt, "--tokens=4", "--json", *flags]) == 0
+        return json.loads(capsys.readouterr().out)["text"]
+
+    assert continued("ab", "--metadata=b.org") == continued("URL: b.org\n\nab")
 
 
 def configured(place, arg, *flags):
