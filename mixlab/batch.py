@@ -4,8 +4,10 @@ Pieces are first laid out as tokens (`lay_out`); only then is it decided what is
 whatever overwrites tokens in between is masked, numbered and filtered like all others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -52,6 +54,7 @@ class Batch:
     positions: int32 [B, L]; within the document, or within the row when positions do not restart.
     spans: SPAN [S]; the provenance. Every position of every row lies in exactly one span: `length` tokens of `kind` from
         `offset` on in `row`, of document `document` of source number `source` (its text or metadata from `start` on).
+        `provenance` makes them when they are first asked for: training never asks.
     noise_keys: uint32 [B, 2], noise_scales: float32 [B]; of the noise on the rows' embeddings (see inject/noise.py), None in
         steps without.
     """
@@ -61,13 +64,17 @@ class Batch:
     loss_weights: np.ndarray
     segment_ids: np.ndarray
     positions: np.ndarray
-    spans: np.ndarray
+    provenance: Callable[[], np.ndarray]
     noise_keys: np.ndarray | None = None
     noise_scales: np.ndarray | None = None
 
+    @cached_property
+    def spans(self) -> np.ndarray:
+        return self.provenance()
+
     def arrays(self, masked: bool = True) -> dict[str, np.ndarray]:
         """What the device needs: the arrays by name that there are, segment_ids only where documents are `masked`."""
-        left_out = ("spans",) if masked else ("spans", "segment_ids")
+        left_out = ("provenance", "spans", *(() if masked else ("segment_ids",)))
         return {name: value for name, value in vars(self).items() if name not in left_out and value is not None}
 
 
@@ -78,14 +85,14 @@ class Layout:
     tokens: int32 [R, L + 1].
     numbers: int32 [R, L + 1]; which document of its row a token belongs to, from 1 on, 0 for padding.
     positions: int32 [R, L + 1]; within the document's part that is in this row.
-    spans: SPAN [S]; the provenance of the first L tokens of every row.
+    provenance: makes SPAN [S]; that of the first L tokens of every row.
     trainable: bool [R, L + 1]; whether a token may bear loss as a target. None: all may.
     """
 
     tokens: np.ndarray
     numbers: np.ndarray
     positions: np.ndarray
-    spans: np.ndarray
+    provenance: Callable[[], np.ndarray]
     trainable: np.ndarray | None = None
 
 
@@ -129,7 +136,7 @@ def lay_out(
         tokens=flat.reshape(rows, length + 1),
         numbers=np.repeat(per_piece.astype(np.int32), pieces.lengths).reshape(rows, length + 1),
         positions=counted.reshape(rows, length + 1),
-        spans=_without_targets(spans, length),
+        provenance=lambda: _without_targets(spans, length),
         trainable=trainable,
     )
 
@@ -159,7 +166,7 @@ def finish(layout: Layout, format: FormatConfig) -> Batch:
         loss_weights=weights,
         segment_ids=np.ascontiguousarray(own) if format.mask_documents else (own > 0).astype(np.int32),
         positions=np.ascontiguousarray(positions),
-        spans=layout.spans,
+        provenance=layout.provenance,
     )
 
 

@@ -330,11 +330,14 @@ def _interleave(parts: list[tuple[np.ndarray, Layout]], count: int) -> Layout:
         trainable = np.ones(whole["tokens"].shape, bool)
         for here, part in parts:
             trainable[here] = True if part.trainable is None else part.trainable
-    spans = []
-    for here, part in parts:
-        part.spans["row"] = here[part.spans["row"]]
-        spans.append(part.spans)
-    return Layout(**whole, spans=by_row(spans), trainable=trainable)
+
+    def provenance() -> np.ndarray:
+        spans = [part.provenance() for _, part in parts]
+        for (here, _), of_part in zip(parts, spans, strict=True):
+            of_part["row"] = here[of_part["row"]]
+        return by_row(spans)
+
+    return Layout(**whole, provenance=provenance, trainable=trainable)
 
 
 def _left_of(place: Place, insertions: Placements) -> list[Place]:

@@ -72,7 +72,7 @@ def as_set(
     if not scored.any():
         return None
     arrays = batch.arrays() | {"loss_weights": scored}
-    rows_and_spans = Batch(**arrays, spans=batch.spans)
+    rows_and_spans = Batch(**arrays, provenance=batch.provenance)
     lengths = documents.virtual_lengths(ids)
     return EvaluationSet(name, rows_and_spans, owner, sizes.astype(np.int32), ids, lengths)
 

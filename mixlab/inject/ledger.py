@@ -4,7 +4,7 @@ import hashlib
 from bisect import bisect
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,18 +128,64 @@ class Placements:
 
     def isolates(self, step: int) -> bool:
         """Whether a step has an insertion that is a document of its own."""
-        return bool(self.isolated[self.first_of_step[step] : self.first_of_step[step + 1]].any())
+        return self._isolating.item(step)
+
+    @cached_property
+    def _isolating(self) -> np.ndarray:
+        """bool [steps]."""
+        found = np.zeros(len(self.grid), bool)
+        found[self.places[0][self.isolated]] = True
+        return found
+
+    def within_rows(self, step: int, first: int, count: int) -> slice:
+        """The numbers of the insertions in rows `first` up to `first + count` of a step, by row and offset."""
+        here = slice(self.first_of_step.item(step), self.first_of_step.item(step + 1))
+        if not first and count == self.grid.rows.item(step):
+            return here
+        row_tokens = self.grid.lengths.item(step)
+        begin = self.grid.begins.item(step) + first * row_tokens
+        low, high = np.searchsorted(self.position[here], [begin, begin + count * row_tokens]).tolist()
+        return slice(here.start + low, here.start + high)
 
     def of_rows(self, step: int, first: int, count: int) -> np.ndarray:
-        """int64: numbers of the insertions in rows `first` up to `first + count` of a step, by row and offset."""
-        here = slice(self.first_of_step[step], self.first_of_step[step + 1])
-        row_tokens, begin = self.grid.lengths[step], self.grid.begins[step] + first * self.grid.lengths[step]
-        low, high = np.searchsorted(self.position[here], [begin, begin + count * row_tokens])
-        return np.arange(here.start + low, here.start + high)
+        """int64: the same as an array."""
+        here = self.within_rows(step, first, count)
+        return np.arange(here.start, here.stop)
 
     def tokens(self, number: int) -> np.ndarray:
         """int32 [length]: what an insertion puts into its row."""
-        return self.contents[self.experiment[number]].tokens(int(self.item[number]), self.eos_id)
+        return self.tokens_of(slice(number, number + 1))[0]
+
+    def tokens_of(self, numbers: slice) -> list[np.ndarray]:
+        """int32 [length] of each: what these insertions put into their rows."""
+        pools, group, first, count, lead = self._sources
+        ends = list(accumulate(self.length[numbers].tolist(), initial=0))
+        joined = np.full(ends[-1], self.eos_id or 0, np.int32)
+        read = zip(ends, *(column[numbers].tolist() for column in (group, first, count, lead)), strict=False)
+        for begin, pool, start, tokens, before in read:  # where there is no token of the item, EOS stays
+            joined[begin + before : begin + before + tokens] = pools[pool][start : start + tokens]
+        return [joined[begin:end] for begin, end in pairwise(ends)]
+
+    @cached_property
+    def _sources(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens of the groups of all experiments; and [P] each: int32 which of them, int64 where the item begins there, int32
+        how many tokens it has, int8 whether EOS comes before them)."""
+        groups = [group for content in self.contents for group in content.groups]
+        which, first, count, lead = (np.empty(len(self), kind) for kind in (np.int32, np.int64, np.int32, np.int8))
+        before = 0
+        for number, content in enumerate(self.contents):
+            own = self.experiment == number
+            items = self.item[own]
+            of_items = (
+                np.repeat(before + np.arange(len(content.groups)), np.diff(content.firsts)),
+                np.concatenate([np.zeros(0, np.int64), *(group.items.offsets[:-1] for group in content.groups)]),
+                np.concatenate([np.zeros(0, np.int64), *(group.items.lengths for group in content.groups)]),
+                np.concatenate([np.zeros(0, np.int64), *content.leads]),
+            )
+            for column, values in zip((which, first, count, lead), of_items, strict=True):
+                column[own] = values[items]
+            before += len(content.groups)
+        return [group.items.tokens for group in groups], which, first, count, lead
 
     def find(self, name: str, item: str | None = None) -> np.ndarray:
         """int64: numbers of an experiment's insertions, or of one of its items (by name), in training order."""

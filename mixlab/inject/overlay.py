@@ -1,6 +1,7 @@
 """Insertions over rows of tokens, before it is decided what is attended to and trained on."""
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,19 +24,21 @@ class Insertion(NamedTuple):
 
 def insertions_in(placements: Placements, step: int, first: int, count: int) -> list[Insertion]:
     """The insertions into rows `first` up to `first + count` of a step, by row and offset; rows count from `first`."""
-    numbers = placements.of_rows(step, first, count)
-    length = int(placements.grid.lengths[step])
-    begin = int(placements.grid.begins[step]) + first * length
-    return [
-        Insertion(at // length, at % length, placements.tokens(number), isolated, experiment, number)
-        for at, isolated, experiment, number in zip(
-            (placements.position[numbers] - begin).tolist(),
-            placements.isolated[numbers].tolist(),
-            placements.experiment[numbers].tolist(),
-            numbers.tolist(),
-            strict=True,
-        )
-    ]
+    here = placements.within_rows(step, first, count)
+    length = placements.grid.lengths.item(step)
+    begin = placements.grid.begins.item(step) + first * length
+    found = []
+    for number, position, tokens, isolated, experiment in zip(
+        range(here.start, here.stop),
+        placements.position[here].tolist(),
+        placements.tokens_of(here),
+        placements.isolated[here].tolist(),
+        placements.experiment[here].tolist(),
+        strict=True,
+    ):
+        row, offset = divmod(position - begin, length)
+        found.append(Insertion(row, offset, tokens, isolated, experiment, number))
+    return found
 
 
 def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
@@ -49,27 +52,41 @@ def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
         return layout
     width = layout.tokens.shape[1]
     tokens, numbers, positions = layout.tokens.ravel(), layout.numbers.ravel(), layout.positions.ravel()
-    counted = np.arange(width, dtype=np.int32)
-    for one in insertions:
-        row = one.row * width
-        at, end = row + one.offset, row + one.offset + len(one.tokens)
-        tokens[at:end] = one.tokens
-        host, last, behind = numbers.item(at), numbers.item(end - 1), numbers.item(end)
-        if one.isolated or not host:
-            if behind and behind == last:  # it cuts this document
-                left = end + np.count_nonzero(numbers[end : row + width] == behind)
-                numbers[end:left] = width + 1 + end - row
-                positions[end:left] = counted[: left - end]
-            host, first = width + 1 + at - row, 0
-        else:
-            first = positions.item(at)
-        if one.isolated or behind != host:
-            numbers[at:end] = host
-            positions[at:end] = counted[: end - at] + first
-    if layout.trainable is not None:
-        for one in insertions:
-            layout.trainable[one.row, one.offset : one.offset + len(one.tokens)] = True
-    return replace(layout, spans=_spans(layout.spans, insertions, width - 1))
+    trainable = None if layout.trainable is None else layout.trainable.ravel()
+    counted = _counted(width)
+    for row, offset, put, isolated, *_ in insertions:
+        begin = row * width
+        at, count = begin + offset, len(put)
+        end = at + count
+        tokens[at:end] = put
+        if trainable is not None:
+            trainable[at:end] = True
+        host, behind = numbers.item(at), numbers[end]
+        if isolated or not host:
+            if behind and behind == numbers[end - 1]:  # it cuts this document
+                left = _end_of(numbers[end : begin + width], behind)
+                numbers[end : end + left] = width + 1 + end - begin
+                positions[end : end + left] = counted[:left]
+            host = width + 1 + at - begin
+            numbers[at:end], positions[at:end] = host, counted[:count]
+        elif behind != host:
+            numbers[at:end], positions[at:end] = host, counted[:count] + positions.item(at)
+    before = layout.provenance
+    return replace(layout, provenance=lambda: _spans(before(), insertions, width - 1))
+
+
+@lru_cache(maxsize=8)
+def _counted(length: int) -> np.ndarray:
+    """int32 [length]: 0, 1, …"""
+    return np.arange(length, dtype=np.int32)
+
+
+def _end_of(numbers: np.ndarray, first: np.int32) -> int:
+    """How many of the numbers, of the rest of a row, are `first`, which is that of the first. Behind an insertion documents
+    are numbered in order, up to padding."""
+    if numbers[-1]:
+        return int(numbers.searchsorted(first, "right"))
+    return int(np.count_nonzero(numbers == first))
 
 
 def _spans(spans: np.ndarray, insertions: list[Insertion], length: int) -> np.ndarray:

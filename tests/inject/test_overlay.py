@@ -31,7 +31,7 @@ def layout_of(numbers, tokens=None):
     spans["kind"] = np.where(spans["document"] > 0, Kind.TEXT, Kind.PADDING)
     if tokens is None:
         tokens = 1000 + np.arange(rows * width, dtype=np.int32).reshape(rows, width)
-    return Layout(tokens, numbers, positions, spans)
+    return Layout(tokens, numbers, positions, lambda: spans)
 
 
 def worked_stream(placements=None):

@@ -1,7 +1,6 @@
 """I.i.d. replacements (Bordt and Pawelczyk 2025, appendix E.10): text of the run's own kind takes the place of other such
 text, so that it is known what was read when, and nothing else is different."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ from mixlab.draws import draws
 from mixlab.errors import UserError
 from mixlab.inject.checks import at_least
 from mixlab.inject.items import Group, Items, Material, Where
-from mixlab.inject.ngrams import Ngrams, items_holding
+from mixlab.inject.ngrams import Ngrams
 from mixlab.inject.probe import Model, Probe
 from mixlab.inject.scoring import inserted_loss, losses
 from mixlab.seeds import seed_of
@@ -26,8 +25,8 @@ class Iid:
     random_share: of the run's tokens; beginnings of rows, of any length from 2 tokens to the whole row, anywhere.
     decile_batches: for each tenth of the run, as many rows as so many batches have, as whole rows within it.
     unique_batches: as many rows as so many batches have, as whole rows anywhere; none of their parts of `unique_tokens`
-        tokens, taken one after the other, occurs in anything else that the run reads. The whole run, and what experiments
-        insert, is searched for this before it starts.
+        tokens, taken one after the other, occurs in anything that the run reads of its sources. All of that is searched
+        before it starts; what experiments insert is not, which is text of other kinds unless it was taken from them.
     0 leaves any of them out.
     probe_rows: of each part, and of rows never inserted, that losses are taken of.
     every_steps: between probes, besides those at start and end; 0 for none.
@@ -66,22 +65,6 @@ class Iid:
     def groups(self, material: Material) -> list[Group]:
         self._holdout(material)  # so that it is known before training whether there is enough text
         return list(self._parts(material).values())
-
-    def objections(self, material: Material, inserted: Mapping[str, Sequence[Group]]) -> list[str]:
-        """What speaks against a run that inserts these, name of the experiment -> groups: items with parts of unique rows."""
-        if not self.unique_batches:
-            return []
-        *_, unique = inserted[material.name]
-        length = min(self.unique_tokens, material.row_length)
-        strings = Ngrams(_parts_of(unique.items.tokens.reshape(-1, material.row_length), length))
-        return [
-            f"experiments.{name}: item {group.items.ids[i]} has {length} tokens that the unique rows of experiments.{material.name} "
-            f"have too; take the item out, or change experiments.{material.name}.unique_tokens"
-            for name, groups in inserted.items()
-            for group in groups
-            if group is not unique
-            for i in items_holding(strings, group.items)
-        ]
 
     def probes(self, material: Material) -> list[Probe]:
         texts = {
@@ -144,7 +127,7 @@ class Iid:
         rows = np.zeros((0, material.row_length), np.int32)
         for attempt in range(REFILLS):
             drawn = material.unseen(wanted - len(rows), material.row_length, f"unique, {attempt}")
-            parts = _parts_of(drawn, length)
+            parts = drawn[:, : material.row_length // length * length].reshape(-1, length)
             strings, known = Ngrams(parts), np.zeros(len(parts), bool)
             for step in range(material.steps):
                 known |= strings.occurring(material.read(step))
@@ -155,8 +138,3 @@ class Iid:
             f"experiments.{material.name}.unique_tokens = {length}: nearly all unseen rows share so many tokens with the run, "
             f"{len(rows)} of {wanted} were found; raise it"
         )
-
-
-def _parts_of(rows: np.ndarray, length: int) -> np.ndarray:
-    """[parts, length]: of int [R, L], the parts of so many tokens that follow one another."""
-    return rows[:, : rows.shape[1] // length * length].reshape(-1, length)

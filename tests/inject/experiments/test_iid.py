@@ -3,7 +3,6 @@ import pytest
 
 from mixlab.errors import UserError
 from mixlab.inject.experiments.iid import Iid
-from mixlab.inject.items import Group, Items
 from tests.inject.fakes import Memory, inserted, material
 
 MATERIAL = material(steps=40, rows_per_step=4, row_length=64)
@@ -45,18 +44,6 @@ def test_unique_rows_share_nothing_with_the_run():
     assert len(found) == 4 and len(calls) == 2 and all(item.max() < 91 for item in found)
     with pytest.raises(UserError, match="0 of 4 were found"):
         experiment.groups(material(rows_per_step=4, unseen=lambda n, length, _: MATERIAL.read(0)[:n, :length]))
-
-
-def test_items_that_share_text_with_unique_rows_are_objected_to():
-    experiment = Iid(random_share=0.02, decile_batches=0, unique_batches=1, unique_tokens=16)
-    groups = experiment.groups(MATERIAL)
-    part = groups[-1].items[2][16:32]
-    clean = Group(Items.of([part[:15], np.arange(40)], ["a", "b"]))
-    assert experiment.objections(MATERIAL, {"other": [clean], "x": groups}) == []
-    dirty = Group(Items.of([np.arange(9), [1, 2, *part, 3]], ["c", "d"]))
-    (told,) = experiment.objections(MATERIAL, {"other": [clean, dirty], "x": groups})
-    assert told.startswith("experiments.other: item d has 16 tokens")
-    assert Iid(unique_batches=0).objections(MATERIAL, {"other": [dirty]}) == []
 
 
 def test_losses_of_what_was_read_are_lower():
