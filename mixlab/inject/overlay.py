@@ -53,7 +53,7 @@ def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
     width = layout.tokens.shape[1]
     tokens, numbers, positions = layout.tokens.ravel(), layout.numbers.ravel(), layout.positions.ravel()
     trainable = None if layout.trainable is None else layout.trainable.ravel()
-    counted = _counted(width)
+    counted, cut = _counted(width), 0  # cut: where the document ends that was cut last
     for row, offset, put, isolated, *_ in insertions:
         begin = row * width
         at, count = begin + offset, len(put)
@@ -64,9 +64,10 @@ def overlay(layout: Layout, insertions: list[Insertion]) -> Layout:
         host, behind = numbers.item(at), numbers[end]
         if isolated or not host:
             if behind and behind == numbers[end - 1]:  # it cuts this document
-                left = _end_of(numbers[end : begin + width], behind)
-                numbers[end : end + left] = width + 1 + end - begin
-                positions[end : end + left] = counted[:left]
+                if end >= cut:  # else it has been cut before: its end is known, and its number no longer in order
+                    cut = end + _count(numbers[end : begin + width], behind)
+                numbers[end:cut] = width + 1 + end - begin
+                positions[end:cut] = counted[: cut - end]
             host = width + 1 + at - begin
             numbers[at:end], positions[at:end] = host, counted[:count]
         elif behind != host:
@@ -81,9 +82,9 @@ def _counted(length: int) -> np.ndarray:
     return np.arange(length, dtype=np.int32)
 
 
-def _end_of(numbers: np.ndarray, first: np.int32) -> int:
-    """How many of the numbers, of the rest of a row, are `first`, which is that of the first. Behind an insertion documents
-    are numbered in order, up to padding."""
+def _count(numbers: np.ndarray, first: np.int32) -> int:
+    """How many of the numbers, of the rest of a row that nothing was put into, are `first`, the first of them. Documents are
+    numbered in their order, up to padding."""
     if numbers[-1]:
         return int(numbers.searchsorted(first, "right"))
     return int(np.count_nonzero(numbers == first))

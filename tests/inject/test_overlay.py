@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixlab.batch import SPAN, Kind, Layout, finish
+from mixlab.inject.grid import Grid
 from mixlab.inject.overlay import Insertion, insertions_in, overlay
 from mixlab.inject.placement import place
 from mixlab.sequences.format import FormatConfig
@@ -58,6 +59,21 @@ def test_the_streams_of_the_worked_examples():
     both = worked_stream(place({"toy": [TOY], "win": [WIN]}, GRID, 7, EOS))
     assert hash_of(both) == "5150208b5c5c93e2c7553f9b493f860de7875a50ca939fc56e3c4c2e6708a6a1"
     assert (before != both).sum() == 244
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+@pytest.mark.parametrize("strided", [False, True])
+def test_the_worked_stream_on_any_hosts(hosts, strided):
+    """Batches of 8 rows, each host with a part of every one."""
+    grid, rows, whole = Grid.uniform(8, 8, 32), worked_stream(), np.zeros((64, 32), np.int32)
+    placements = place({"toy": [TOY]}, grid, 7, EOS)
+    for step, host in np.ndindex(8, hosts):
+        mine = np.arange(host, 8, hosts) if strided else np.arange(8).reshape(hosts, -1)[host]
+        for block in np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1):
+            here = step * 8 + block
+            layout = layout_of(np.ones((len(block), 33), int), np.pad(rows[here], ((0, 0), (0, 1))))
+            whole[here] = overlay(layout, insertions_in(placements, step, int(block[0]), len(block))).tokens[:, :32]
+    assert hash_of(whole) == "d04f602d173354c2cae7c43acfc8501579e4e68739c6661ae6663001eb34066d"
 
 
 FORMAT = FormatConfig()

@@ -324,3 +324,11 @@ def test_the_papers_sizes():
     whole = place({"gw": [Group(batch, Where(unit="step", copies=100, steps=tuple(step.tolist())))]}, grid, 0, EOS)
     assert whole.summary()["gw"]["tokens"] == 209_715_200
     assert whole.summary()["gw"]["share"] == pytest.approx(0.001)
+    exposed = Where(unit="step", copies=9, steps=tuple(range(10_001, 100_000, 10_000)))
+    curve = place({"fc": [Group(batch, exposed)]}, grid, 0, EOS).summary()["fc"]
+    assert (curve["tokens"], curve["first_step"], curve["last_step"]) == (18_874_368, 10_001, 90_001)
+    problems = Group(Items.of([[5] * 358] * 500), Where(copies=1000))
+    reasoning = place({"mr": [problems]}, grid, 0, EOS).summary()["mr"]
+    assert reasoning["tokens"] == 180_000_000 and reasoning["share"] == pytest.approx(180e6 / grid.tokens)
+    listed = (26, 180, 106, 246, 1100, 209.7, 235, 19, 152, 1500)  # millions of tokens, of the paper's ten experiments
+    assert round(100 * 3.7e9 / grid.tokens, 3) == 1.764 and round(100 * sum(listed) * 1e6 / grid.tokens, 2) == 1.8
