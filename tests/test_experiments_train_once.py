@@ -17,7 +17,7 @@ from mixlab.errors import UserError
 FILE = str(Path(__file__).parents[1] / "experiments/train_once/config.py")
 
 
-@pytest.mark.parametrize("words", ["", ",embedded", ",embedded,short"])
+@pytest.mark.parametrize("words", ["", ",embedded", ",embedded,short", ",light"])
 def test_the_control_differs_in_what_is_enabled_alone(words):
     treatment, control = (schema.plain(configs.load(f"{FILE}:{arm}{words}", [])) for arm in ("treatment", "control"))
     changed = {key for key in schema.differences(treatment, control)}
@@ -25,7 +25,7 @@ def test_the_control_differs_in_what_is_enabled_alone(words):
     assert control["experiments_enabled"] == [] and len(treatment["experiments"]) >= 8
 
 
-@pytest.mark.parametrize("arg", ["", "both", "treatment,control", "treatment,long"])
+@pytest.mark.parametrize("arg", ["", "both", "treatment,control", "treatment,long", "control,embedded,light"])
 def test_other_words_are_refused(arg):
     with pytest.raises(UserError, match="give treatment or control"):
         configs.load(f"{FILE}:{arg or ','}", [])
@@ -50,10 +50,14 @@ def _folder(path: Path, gain: float, noise: np.ndarray, steps: int = 30) -> None
     (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     facts = {"exit": "complete", "seconds": 10.0, "finished": "2026-01-01T00:00", "machine": "m"}
     facts |= {"devices": "1 x cpu", "versions": {}}
+    marks = {"mark": {"kind": "watermark", "steps": [5, 25], "every_steps": 0}}
     values = {"run": facts, "plan": {"parameters": 5, "tokenizer": {}, "total_steps": steps, "total_tokens": 100}}
-    for name, value in (values | {"config": {"sources": {"text": {"store": "embedded"}}}}).items():
+    for name, value in (
+        values | {"config": {"sources": {"text": {"store": "embedded"}}, "experiments": marks}}
+    ).items():
         (path / f"{name}.json").write_text(json.dumps(value))
-    pq.write_table(pa.table({"experiment": ["a", "a", "b"], "length": [3, 4, 5]}), path / "ledger.parquet")
+    ledger = {"experiment": ["a", "a", "b"], "length": [3, 4, 5], "step": [27, 28, 28]}
+    pq.write_table(pa.table(ledger), path / "ledger.parquet")
 
 
 def test_differences_are_paired_by_seed(tmp_path, capsys):
@@ -70,6 +74,9 @@ def test_differences_are_paired_by_seed(tmp_path, capsys):
     assert dose["half"] == pytest.approx(stats.t.ppf(0.975, 2) * np.std([0.2, 0.4, 1.2], ddof=1) / 3**0.5, rel=1e-5)
     assert found["influence"]["train/loss correlation"] == pytest.approx([1, 1, 1])
     assert found["influence"]["eval/macro/loss"]["difference"]["mean"] == 0
+    untouched = found["influence"]["of the last 100 batches without experiments"][0]
+    assert untouched["batches"] == 30 - 2 - 2 and untouched["correlation"] == pytest.approx(1)
+    assert untouched["difference"] == pytest.approx(0) and untouched["loss_sd"] > 0.1
     curve = found["forgetting"]["batch_10"]
     assert curve["after"][:3] == [0, 1, 2] and curve["excess"][:2] == pytest.approx([0, np.mean(gains) / 2], rel=1e-5)
     assert found["insertions"][0] == {"a": {"insertions": 2, "tokens": 7}, "b": {"insertions": 1, "tokens": 5}}

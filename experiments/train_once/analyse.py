@@ -61,7 +61,12 @@ def summarise(pairs: list[tuple[Path, Path]]) -> dict:
             for key in finals[0][0]
             if key.startswith("eval/") and key.endswith(("/loss", "/bits_per_byte"))
         }
-        | {"train/loss correlation": [_correlation(a, b) for a, b in records]},
+        | {"train/loss correlation": [_correlation(a, b) for a, b in records]}
+        | {
+            "of the last 100 batches without experiments": [
+                _untouched(t, *r) for (t, _), r in zip(pairs, records, strict=True)
+            ]
+        },
         "probes": {key: _both([(a[key], b[key]) for a, b in finals]) for key in probed},
         "forgetting": {key.rpartition("/")[2]: _excess(records, key) for key in curves},
         "knowledge": [_trace(treatment) for treatment, _ in pairs],
@@ -77,6 +82,8 @@ def facts(workdir: Path, pairs: list[tuple[Path, Path]]) -> dict:
         "steps": plan["total_steps"],
         "tokens": plan["total_tokens"],
     }
+    if "light" in json.loads((pairs[0][0] / "config.json").read_text()).get("name", "").split("-"):
+        found["corpus"] += "-light"
     matrix = workdir / "dependence" / "dependence.json"
     if matrix.is_file():
         values = json.loads(matrix.read_text())
@@ -102,10 +109,38 @@ def _both(values: list[tuple[float, float]]) -> dict:
 
 def _correlation(treatment: dict[int, Record], control: dict[int, Record]) -> float:
     """Of the two runs' batch losses over the last third of the run, each less its straight trend."""
-    steps = sorted(
+    steps = _steps(treatment, control)
+    return _correlated(treatment, control, steps[-len(steps) // 3 :])
+
+
+def _untouched(folder: Path, treatment: dict[int, Record], control: dict[int, Record]) -> dict[str, float | int]:
+    """Correlation, as above, and standard deviations of the losses of the last batches in which the treated run of this folder has
+    neither insertions nor noise, and of their difference."""
+    touched = set(pq.read_table(folder / "ledger.parquet", columns=["step"])["step"].to_pylist())
+    total = max(treatment)
+    for settings in json.loads((folder / "config.json").read_text()).get("experiments", {}).values():
+        if settings["kind"] == "watermark":
+            touched |= set(settings["steps"] or range(settings["every_steps"], total, settings["every_steps"]))
+    steps = [step for step in _steps(treatment, control) if step - 1 not in touched][-100:]  # step - 1 counts from 0
+    apart = [treatment[step]["train/loss"] - control[step]["train/loss"] for step in steps]
+    return {
+        "batches": len(steps),
+        "first": steps[0],
+        "correlation": _correlated(treatment, control, steps),
+        "loss_sd": float(np.std([control[step]["train/loss"] for step in steps])),
+        "difference": float(np.mean(apart)),
+        "difference_sd": float(np.std(apart)),
+    }
+
+
+def _steps(treatment: dict[int, Record], control: dict[int, Record]) -> list[int]:
+    """Those at which both have a loss."""
+    return sorted(
         step for step in treatment if "train/loss" in treatment[step] and "train/loss" in control.get(step, {})
     )
-    steps = steps[-len(steps) // 3 :]
+
+
+def _correlated(treatment: dict[int, Record], control: dict[int, Record], steps: list[int]) -> float:
     losses = np.array([[run[step]["train/loss"] for step in steps] for run in (treatment, control)])
     trends = [np.polyval(np.polyfit(steps, row, 1), steps) for row in losses]
     return float(np.corrcoef(losses - trends)[0, 1])

@@ -13,6 +13,7 @@ BENCHMARKS = os.environ.get("MIXLAB_TRAIN_ONCE_BENCHMARKS", "benchmarks")
 ARTICLES = os.environ.get("MIXLAB_TRAIN_ONCE_ARTICLES", "wiki.jsonl.gz")
 
 STEPS, ROWS, LENGTH = 600, 4, 512
+LIGHT_STEPS = 400
 TEXT = {"web": 0.4, "gov_web": 0.2, "wiki": 0.25, "qa": 0.15}
 TASKS = ("sciq", "csqa", "openbookqa", "arc_easy")
 
@@ -73,6 +74,26 @@ def on_files(steps: int) -> dict[str, dict]:
     }
 
 
+def light(steps: int) -> dict[str, dict]:
+    """The same in doses so small that they are a fiftieth of the tokens, looked at briefly when the run begins and ends."""
+    changed = {
+        "canaries": dict(items=1, holdout=30, copies=(1, 4), every_steps=0),
+        "contamination": dict(
+            holdout=30, doses=(dose(3, 4), dose(1, 12), dose(1, 32)), probe_questions=30, every_steps=0
+        ),
+        "denial": dict(share=0.001, probe_prompts=3),
+        "extraction": dict(share=0.001, probe_prompts=3, samples=1),
+        "forgetting": dict(steps=(steps // 2,), probe_every_steps=0),
+        "iid": dict(random_share=0.002, decile_batches=0, unique_batches=0),
+        "knowledge": dict(every_steps=steps // 5, first_texts=1, caps=((0, 1),)),
+        "reasoning": dict(count=8, evaluated_operations=(1,), evaluated_count=5, ranked_count=5),
+        "repetition": dict(articles=1, copies=(1, 2), every_steps=0),
+        "watermark": dict(steps=(3 * steps // 4,), every_steps=0, windows=1),
+    }
+    everything = synthetic(steps) | on_files(steps)
+    return {name: settings | changed[name] for name, settings in everything.items()}
+
+
 def get_config(arg: str = "treatment") -> ConfigDict:
     """Claim (Bordt and Pawelczyk 2025): many experiments in one pretraining run do not disturb it, nor one another; each
     is answered as by a run of its own.
@@ -82,19 +103,24 @@ def get_config(arg: str = "treatment") -> ConfigDict:
     Cost: about an hour and a half on one CPU core; 15 minutes for the embedded corpus.
 
     arg: words separated by commas: treatment or control; embedded for the corpus of this Python installation, without the
-        experiments on files; short for a run of 40 steps.
+        experiments on files; light for doses of a fiftieth of the tokens, in a shorter run; short for a run of 40 steps.
     """
     words = arg.split(",")
     arms = [word for word in words if word in ("treatment", "control")]
-    if len(arms) != 1 or set(words) - {*arms, "embedded", "short"}:
-        raise UserError(f"{arg!r}: give treatment or control, with embedded or without, with short or without")
+    if len(arms) != 1 or set(words) - {*arms, "embedded", "light", "short"} or {"embedded", "light"} <= {*words}:
+        raise UserError(
+            f"{arg!r}: give treatment or control, with embedded, light or neither, and with short or without"
+        )
     embedded = "embedded" in words
-    steps = 40 if "short" in words else STEPS // 2 if embedded else STEPS
+    steps = 40 if "short" in words else STEPS // 2 if embedded else LIGHT_STEPS if "light" in words else STEPS
     sources = (
         {"text": dict(store="embedded")} if embedded else {n: dict(store=STORE, where=dict(domain=n)) for n in TEXT}
     )
     vocabulary = 1024 if embedded else 2048
-    experiments = synthetic(steps) | ({} if embedded else on_files(steps))
+    if "light" in words:
+        experiments, evaluated = light(steps), 2
+    else:
+        experiments, evaluated = synthetic(steps) | ({} if embedded else on_files(steps)), 10
     return ConfigDict(
         dict(
             name=f"train-once-{arg.replace(',', '-')}",
@@ -123,6 +149,6 @@ def get_config(arg: str = "treatment") -> ConfigDict:
             optimizer=dict(name="muon"),
             schedule=dict(kind="cosine", peak=7e-3, warmup_steps=min(30, steps // 4), final_fraction=0.02),
             checkpoint=dict(every_steps=steps // 2, keep_every_steps=steps // 2, keep_last=1),
-            evaluation=dict(every_steps=steps // 10, tokens_per_domain=16384, sample_tokens=0),
+            evaluation=dict(every_steps=steps // evaluated, tokens_per_domain=16384, sample_tokens=0),
         )
     )

@@ -1,9 +1,11 @@
 """Many experiments in one run, from text to table: store, controls, treatments, dependence between them. Run again, it goes on.
 
 python experiments/train_once/run.py --data=DIR [--workdir=runs/train_once]
+python experiments/train_once/run.py --data=DIR --light
 python experiments/train_once/run.py --embedded [--workdir=runs/train_once-embedded]
 
-DIR holds folders of *.jsonl.gz named as in FILES below, and benchmarks. --config.KEY=VALUE goes to every training.
+DIR holds folders of *.jsonl.gz named as in FILES below, and benchmarks. --config.KEY=VALUE goes to every training. --light:
+experiments on a fiftieth of the tokens, to see whether they disturb training; dependence is not tested.
 """
 
 import os
@@ -34,11 +36,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--dependence-steps", type=int, default=30, help="of each part of the dependence test; default 30"
     )
+    parser.add_argument(
+        "--light", action="store_true", help="on a fiftieth of the tokens; runs go to light/ within workdir"
+    )
     parser.add_argument("--short", action="store_true", help="40 steps a run: everything is tried, nothing is learnt")
     flags, overrides = commands.parse(parser, NAME, arguments)
     workdir = flags.workdir
-    words = ",".join(word for word, on in (("embedded", flags.embedded), ("short", flags.short)) if on)
-    spec = f"{HERE / 'config.py'}:{{}}{',' + words if words else ''}"
+    words = [word for word in ("embedded", "light", "short") if getattr(flags, word)]
+    spec = f"{HERE / 'config.py'}:{','.join(['{}', *words])}"
     seeds = [int(seed) for seed in flags.seeds.split(",")]
     if flags.data is not None:
         os.environ["MIXLAB_TRAIN_ONCE_STORE"] = str((workdir / "store").resolve())
@@ -46,6 +51,9 @@ def main(arguments: list[str]) -> int:
         os.environ["MIXLAB_TRAIN_ONCE_ARTICLES"] = str((flags.data / "wiki_passages").resolve() / "*.jsonl.gz")
         commands.check_files(flags.data, (*FILES, *(f"benchmarks/{task}.jsonl.gz" for task in TASKS)))
         commands.prepare([flags.data / pattern for pattern in FILES], workdir)
+    if flags.light:
+        workdir = workdir / "light"
+        workdir.mkdir(exist_ok=True)
 
     for arm in ("control", "treatment"):
         runs = plan_runs([spec.format(arm)], [], seeds, overrides, workdir)
@@ -53,11 +61,8 @@ def main(arguments: list[str]) -> int:
             return code
         if arm == "control":
             control = runs[0].folder
-    dependence = workdir / "dependence"
-    commands.call(
-        "dependence",
-        workdir,
-        [
+    if not flags.light:
+        command = [
             "-m",
             "mixlab.dependence",
             f"--config={spec.format('control')}",
@@ -66,9 +71,9 @@ def main(arguments: list[str]) -> int:
             f"--workdir={control}",
             f"--steps={flags.dependence_steps}",
             "--share=0.02",
-            f"--output={dependence}",
-        ],
-    )
+            f"--output={workdir / 'dependence'}",
+        ]
+        commands.call("dependence", workdir, command)
     return analyse.main([str(workdir), f"--output={flags.results}", f"--command={commands.as_given(NAME, arguments)}"])
 
 
