@@ -49,9 +49,10 @@ class Benchmarks:
         for name in names:
             task = self.tasks[name]
             found = {metric: np.asarray(values, np.float64) for metric, values in self._ask(task, model).items()}
+            found = {"score": found[task.config.score]} | found
             items |= {f"{name}/{metric}": values for metric, values in found.items()}
             items[f"{name}/id"] = np.array([item.name for item in task.items])
-            for metric, values in {"score": found[task.config.score], **found}.items():
+            for metric, values in found.items():
                 metrics[f"eval/{name}/{metric}"], metrics[f"eval/{name}/{metric}_se"] = mean(values)
             metrics[f"eval/{name}/items"] = len(task.items)
         if len(self.tasks) > 1 and set(names) == set(self.tasks):

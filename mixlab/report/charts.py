@@ -52,6 +52,18 @@ def set_charts(runs: list[Run]) -> list[Chart]:
     return [chart for chart in found if _has_numbers(runs, chart.key)] if len(names) > 1 else []
 
 
+def task_charts(runs: list[Run]) -> list[Chart]:
+    """Two pictures a benchmark: its score, and the bits per byte of the right answer."""
+    names = list(dict.fromkeys(name for run in runs for name in run.tasks()))
+    found = []
+    for i, name in enumerate(names):
+        found += [
+            Chart(f"task_{i:03d}", f"{name}, score", f"eval/{name}/score"),
+            Chart(f"task_{i:03d}_bits", f"{name}, bits per byte", f"eval/{name}/bits_per_byte"),
+        ]
+    return [chart for chart in found if _has_numbers(runs, chart.key)]
+
+
 def _with_crosses_explained(runs: list[Run], chart: Chart) -> Chart:
     lost = any(not np.isfinite(run.series(chart.key).values).all() for run in runs)
     return replace(chart, caption=f"{chart.caption} Crosses: not a finite number.".strip()) if lost else chart

@@ -7,8 +7,8 @@ from pathlib import Path
 import jinja2
 
 from mixlab.errors import UserError
-from mixlab.report import by_length, experiment_plots, experiments, plots, tables
-from mixlab.report.charts import charts, set_charts
+from mixlab.report import benchmarks, by_length, experiment_plots, experiments, plots, tables
+from mixlab.report.charts import charts, set_charts, task_charts
 from mixlab.report.runs import Run, labels, read_runs
 
 MARK = b"mixlab report"  # near the start of every file of a report, index.html and pictures alike
@@ -25,10 +25,10 @@ def write_report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> Path
     runs = read_runs(run_dirs)
     old = _files_of_earlier_report(output)
     names = labels(runs)
-    general, sets = charts(runs), set_charts(runs)
+    general, sets, tasks = charts(runs), set_charts(runs), task_charts(runs)
     files = {
         f"{chart.stem}{theme.suffix}.png": plots.draw(chart, runs, names, theme)
-        for chart in [*general, *sets]
+        for chart in [*general, *sets, *tasks]
         for theme in (plots.LIGHT, plots.DARK)
     }
     told = experiment_plots.pictures(runs)
@@ -52,6 +52,8 @@ def write_report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> Path
         "inches": plots.INCHES,
         "set_charts": sets,
         "comparison": tables.comparison(runs) if len(runs) > 1 else [],
+        "benchmarks": benchmarks.comparison(runs) if len(runs) > 1 else [],
+        "task_charts": tasks,
         "probed": experiments.probed(runs),
         "experiment_charts": told,
         "paired": experiments.paired_losses(runs) if len(runs) == 2 else [],
@@ -106,6 +108,8 @@ def _view(index: int, run: Run, label: str, headline: str | None) -> dict:
         "notes": run.notes,
         "started": tables.started(run),
         "evaluations": tables.evaluations(run),
+        "benchmarks": benchmarks.rows(run),
+        "benchmark_columns": benchmarks.columns(run),
         "breakdowns": by_length.breakdowns(run),
         "inserted": experiments.inserted(run),
         "buckets": by_length.buckets(run),

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import numpy as np
 
+from mixlab.report.paired import Difference, Items, Recorded, differences_beside, in_documents, mean, together
 from mixlab.report.runs import AVERAGES, Run
 from mixlab.report.spikes import spike_scores
 from mixlab.report.text import ABSENT, count, decimal, duration, measure, plain, visible
@@ -123,15 +124,23 @@ def evaluations(run: Run) -> list[dict]:
     return rows
 
 
-def comparison(runs: list[Run], metric: str = "bits_per_byte") -> list[dict]:
-    """One row an evaluation set: every run's last value, and its difference from the first run, whose
-    standard error is the root of the sum of the two squared standard errors."""
+def comparison(runs: list[Run]) -> list[dict]:
+    """One row an evaluation set: every run's last bits per byte, and its difference from the first run's; document by document
+    where both recorded the same ones, else with the root of the sum of the two squared standard errors."""
+    items = [Items(run) for run in runs]
     rows = []
+    read: dict[str, list[Recorded]] = {}  # set -> by run
+    paired: dict[str, list[Difference | None]] = {}  # set -> by run but the first
     for name in _sets(runs):
-        values = [run.evaluated(name, metric)[:2] for run in runs]
-        first, first_error = values[0]
-        differences = [measure(v - first, math.hypot(e, first_error), sign=True) for v, e in values[1:]]
-        rows.append({"set": name, "values": [measure(*value) for value in values], "differences": differences})
+        values = [run.evaluated(name, "bits_per_byte") for run in runs]
+        if name == "macro":
+            paired[name] = [mean(column) for column in zip(*paired.values(), strict=True)]
+        else:
+            given = [one.of(name, step) for one, (_, _, step) in zip(items, values, strict=True)]
+            read[name] = [together(parts) for parts in zip(*read.values(), strict=True)] if name == "micro" else given
+            paired[name] = [in_documents(name, read[name][0], other) for other in read[name][1:]]
+        beside = differences_beside(values, paired[name])
+        rows.append({"set": name, "values": [measure(*value[:2]) for value in values], "differences": beside})
     return rows
 
 

@@ -9,11 +9,12 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Measure:
-    """A value with its standard error, as text ("" where there is none)."""
+    """A value with its standard error or its 95 % interval, as text ("" where there is none)."""
 
     value: str
     error: str = ""
-    clear: bool = False  # a difference of more than two standard errors
+    clear: bool = False  # a difference of more than two standard errors, or an interval without 0
+    interval: str = ""
 
 
 def count(value: float | None, unit: str = "") -> str:
