@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -214,5 +215,5 @@ def _wandb_run(workdir: Path):
     # One run a folder: a resumed run goes on under the same id.
     path = workdir / "wandb_id.txt"
     if not path.exists():
-        path.write_text(wandb.util.generate_id())
+        path.write_text(secrets.token_hex(4))
     return wandb.init(project="mixlab", name=workdir.name, dir=str(workdir), id=path.read_text(), resume="allow")

@@ -143,28 +143,60 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name, package):
         MetricsLog(tmp_path, **{name: True})
 
 
-def test_wandb_gets_the_same_record_and_one_id_a_folder(tmp_path, monkeypatch):
-    """Against a stand-in with the interface used: the package itself wants a network or a login."""
-    calls = []
+def offline_records(folder):
+    """{step: record} as Weights & Biases keeps them for a later upload, in the log format of LevelDB."""
+    from wandb.proto import wandb_internal_pb2
 
-    class Run:
-        def log(self, record, step):
-            calls.append((step, record))
+    found = {}
+    for path in sorted(folder.glob("offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns):
+        raw, at, parts = path.read_bytes(), 7, []
+        while at + 7 <= len(raw):
+            if (left := 32768 - at % 32768) < 7:
+                at += left
+                continue
+            length, kind = int.from_bytes(raw[at + 4 : at + 6], "little"), raw[at + 6]
+            parts.append(raw[at + 7 : at + 7 + length])
+            at += 7 + length
+            if kind in (1, 4):  # whole, or the last part
+                record = wandb_internal_pb2.Record.FromString(b"".join(parts))
+                parts = []
+                if record.WhichOneof("record_type") == "history":
+                    items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                    values = {key: json.loads(value) for key, value in items.items() if not key.startswith("_")}
+                    found[record.history.step.num] = values
+    return found
 
-        def finish(self):
-            calls.append("finish")
 
-    made = []
-    fake = types.SimpleNamespace(
-        util=types.SimpleNamespace(generate_id=lambda: f"id{len(made)}"),
-        init=lambda **arguments: (made.append(arguments), Run())[1],
+def test_tensorboard_and_wandb_show_what_the_record_has(trunk, tmp_path, monkeypatch):
+    """All numbers of a run, of which it is told twice what it did after step 10, with the packages themselves."""
+    pytest.importorskip("tensorboardX")
+    pytest.importorskip("wandb", reason="wandb is not installed: nothing was logged with it")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    lines = [json.loads(line) for line in (trunk / "metrics.jsonl").read_text().splitlines()]
+    lines[-1] |= {"eval/a.task-1/acc": 0.25, "train/loss": float("nan")}
+    for resume_step, told in ((None, lines[:14]), (10, lines[11:])):
+        with MetricsLog(tmp_path, tensorboard=True, wandb=True, resume_step=resume_step) as log:
+            for line in told:
+                log.add(line["step"], {key: value for key, value in line.items() if key != "step"})
+    written = {record.pop("step"): record for record in records(tmp_path)}
+    assert list(written) == [line["step"] for line in lines]
+    uploaded = offline_records(tmp_path / "wandb")
+    shown = {step: {} for step in written}
+    for key, values in events(tmp_path / "tensorboard").items():
+        for step, value in values:
+            shown[step][key] = value
+    for step, record in written.items():
+        assert set(record) == set(uploaded[step]) == set(shown[step])
+        for key, value in record.items():
+            if value is None:
+                assert math.isnan(shown[step][key]) and uploaded[step][key] in ("NaN", None)
+            else:
+                assert uploaded[step][key] == value and shown[step][key] == pytest.approx(value, rel=1e-6)
+    assert "eval/a.task-1/acc" in shown[20] and (tmp_path / "wandb_id.txt").read_text().isalnum()
+    assert all(
+        path.name.endswith((tmp_path / "wandb_id.txt").read_text()) for path in (tmp_path / "wandb").glob("off*")
     )
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    for resume_step in (None, 1):
-        with MetricsLog(tmp_path, wandb=True, resume_step=resume_step) as log:
-            log.add((resume_step or 0) + 1, {"train/loss": 1.0})
-    assert calls == [(1, {"train/loss": 1.0}), "finish", (2, {"train/loss": 1.0}), "finish"]
-    assert [arguments["id"] for arguments in made] == ["id0", "id0"]
 
 
 @pytest.mark.parametrize(
