@@ -60,13 +60,19 @@ def plan_of_sizes(config: Config, sizes: Sizes) -> dict:
 
 
 def _experiments(config: Config, data: Data) -> dict[str, dict]:
-    """Of every configured experiment what it inserts before the run; of one that is not enabled that it is not."""
+    """Of every configured experiment what it inserts before the run, or which steps it noises; of one that is not enabled that
+    it is not. dynamic: what it inserts is decided during the run."""
     told = data.stream.insertions.summary() if data.stream.insertions is not None else {}
-    inserted = {name: summary for name, summary in told.items() if summary["insertions"]}
-    return {
-        name: {"kind": experiment.kind, "enabled": name in config.enabled_experiments} | inserted.get(name, {})
-        for name, (experiment, _) in data.experiments.items()
-    }
+    found: dict[str, dict] = {}
+    for name, (experiment, _) in data.experiments.items():
+        found[name] = {"kind": experiment.kind, "enabled": name in config.enabled_experiments}
+        if name in told and told[name]["insertions"]:
+            found[name] |= told[name]
+        if noised := [step for step, noise in sorted(data.stream.noises.items()) if noise.name == name]:
+            found[name]["noised_steps"] = noised
+        if hasattr(experiment, "decide"):
+            found[name]["dynamic"] = True
+    return found
 
 
 def _in_both(stream: Stream) -> list[dict]:
@@ -358,7 +364,12 @@ def _inserted(experiments: dict[str, dict]) -> Group:
     table = _table("experiment", "kind", "items", "insertions", "tokens", "share", "redraws", "expected", "steps")
     for name, experiment in experiments.items():
         if "insertions" not in experiment:
-            table.add_row(name, experiment["kind"], "inserts nothing" if experiment["enabled"] else "not enabled")
+            noised = experiment.get("noised_steps")
+            steps = f"{noised[0]:,} to {noised[-1]:,}" if noised else ""
+            what = f"noise on {len(noised):,} batches" if noised else "inserts nothing"
+            what = "decided on the way" if experiment.get("dynamic") else what
+            what = what if experiment["enabled"] else "not enabled"
+            table.add_row(name, experiment["kind"], what, *[""] * 5, steps)
             continue
         table.add_row(
             name,

@@ -111,6 +111,8 @@ def test_noise_is_shown_and_compared(tool, config):
         9,
     ]
     assert "noise on the embeddings of steps 2, 9" in tool("inspect_stream", config, marked, "--experiment=mark")[1]
+    assert json.loads(tool("plan", config, marked, "--json")[1])["experiments"]["mark"]["noised_steps"] == [2, 9]
+    assert "noise on 2 batches" in tool("plan", config, marked)[1]
     told = [tool("inspect_stream", config, marked, f"--step={step}")[1] for step in (1, 2)]
     assert ["sigma 0.1: mark" in text for text in told] == [False, True]
 

@@ -34,7 +34,7 @@ class Picture:
 def pictures(runs: list[Run]) -> list[Picture]:
     """The pictures for which the runs have numbers: exposure, then doses, then probes over the run."""
     found, told = [], families(runs)
-    if any(exposures(run) for run in runs):
+    if any(exposure.tokens.any() for run in runs for exposure in exposures(run).values()):
         found.append(
             Picture(
                 "exposure", "Inserted tokens", "exposure", large=True,
@@ -49,7 +49,7 @@ def pictures(runs: list[Run]) -> list[Picture]:
     for i, family in enumerate(told):
         if max(len(run.series(family.key(label))) for run in runs for label in family.labels) < 2:
             continue
-        caption = "Marks at the bottom: steps with insertions." if _seen(runs, family.experiment) else ""
+        caption = "Marks at the bottom: steps with insertions, or noise." if _seen(runs, family.experiment) else ""
         if len(family.labels) > MOST_LINES:
             caption += f" The first {MOST_LINES} of {len(family.labels)} conditions."
         found.append(
@@ -122,7 +122,7 @@ def _draw_doses(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) -> 
 
 
 def _draw_exposure(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) -> list[tuple[str, Line2D]]:
-    names = sorted({name for run in runs for name in exposures(run)})
+    names = sorted({name for run in runs for name, exposure in exposures(run).items() if exposure.tokens.any()})
     edges, handles = np.linspace(0, _steps(runs), BINS + 1), []
     for j, name in enumerate(names):
         (exposure,), color = _seen(runs, name), theme.runs[j % len(theme.runs)]

@@ -17,7 +17,8 @@ LAST_SHARE = 0.1  # of the steps, which a run's end is judged by
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """Where an experiment's tokens were inserted: int64 steps [S], ascending, and int64 tokens [S]."""
+    """Where an experiment's tokens were inserted: int64 steps [S], ascending, and int64 tokens [S]; 0 where embeddings had its
+    noise instead."""
 
     steps: np.ndarray
     tokens: np.ndarray
@@ -47,14 +48,15 @@ class Family:
 
 
 def exposures(run: Run) -> dict[str, Exposure]:
-    """Experiment -> where it was inserted, from the run's ledger."""
+    """Experiment -> where it was inserted, from the run's ledger, or which steps it noised, from its plan."""
+    noised = {name: planned.get("noised_steps") for name, planned in (run.plan.get("experiments") or {}).items()}
+    found = {n: Exposure(np.array(steps), np.zeros(len(steps), np.int64)) for n, steps in noised.items() if steps}
     path = run.path / "ledger.parquet"
     if not path.is_file():
-        return {}
+        return found
     table = parquet.read_table(path, columns=["experiment", "step", "length"])
     names = np.array(table["experiment"].to_pylist(), object)
     steps, lengths = table["step"].to_numpy(), table["length"].to_numpy()
-    found = {}
     for name in sorted(set(names.tolist())):
         own = names == name
         places, inverse = np.unique(steps[own], return_inverse=True)
@@ -90,8 +92,10 @@ def inserted(run: Run) -> list[dict]:
                 "kind": planned.get("kind", ABSENT),
                 "enabled": bool(planned.get("enabled")),
                 "items": count(planned.get("items")),
-                "tokens": count(tokens),
-                "share": f"{100 * tokens / total:.3g}%",
+                "tokens": f"noise on {count(len(exposure.steps))} batches"
+                if exposure and not tokens
+                else count(tokens),
+                "share": f"{100 * tokens / total:.3g}%" if tokens else ABSENT,
                 "steps": f"{steps[0]:,} to {steps[1]:,}" if steps else ABSENT,
                 "failures": int(np.nansum(run.series(f"probe/{name}/failed").values)),
             }
@@ -122,7 +126,7 @@ def probed(runs: list[Run]) -> list[dict]:
 
 def paired_losses(runs: list[Run]) -> list[dict]:
     """How the second run's training loss differs from the first's at the same steps: over all steps, the last tenth, and
-    those into which neither inserted anything. Rows of text."""
+    those into which neither inserted anything, and which neither noised. Rows of text."""
     first, second = (run.series("train/loss") for run in runs[:2])
     steps, a, b = _common(first, second)
     if len(steps) < 2:

@@ -42,6 +42,8 @@ def make(path, name, treated):
         "questions": {"kind": "contamination", "enabled": treated} | ({"items": 30, "tokens": 999} if treated else {}),
         "marks": {"kind": "watermark", "enabled": treated},
     }
+    if treated:
+        planned["marks"]["noised_steps"] = [10, 20]
     plan = {"total_steps": STEPS, "total_tokens": STEPS * 64, "experiments": planned}
     (path / "plan.json").write_text(json.dumps(plan))
     if treated:
@@ -61,6 +63,7 @@ def test_insertions_are_those_of_the_ledger(pair):
     rows = {row["name"]: row for row in experiments.inserted(read_run(pair[1]))}
     assert rows["questions"]["tokens"] == "630" and rows["questions"]["share"] == "4.92%"
     assert rows["marks"]["failures"] == 1
+    assert (rows["marks"]["tokens"], rows["marks"]["steps"]) == ("noise on 2 batches", "10 to 20")
     assert not experiments.inserted(read_run(pair[0]))[0]["enabled"]
 
 
@@ -83,7 +86,7 @@ def test_paired_losses_find_what_was_put_there(pair):
     assert low < 0.002 < high < 0.006
     assert float(whole["correlation"]) > 0.97
     touched = len(experiments.exposures(read_run(pair[1]))["questions"].steps)
-    assert untouched["steps"] == f"steps without insertions ({200 - touched})"
+    assert untouched["steps"] == f"steps without insertions ({200 - touched - 2})"  # nor noise
 
 
 def test_the_interval_covers_a_dependent_mean():
