@@ -24,10 +24,11 @@ def concat_chunk(documents: np.ndarray, lengths: np.ndarray, row_length: int) ->
         documents=documents[which].astype(_smallest(documents)),
         starts=(cuts - begins[which]).astype(_smallest(lengths)),
         lengths=np.diff(cuts, append=rows * row_length).astype(np.uint32),
-        row_offsets=np.searchsorted(cuts, np.append(row_begins, rows * row_length)).astype(np.int64),
+        row_offsets=np.searchsorted(cuts, np.append(row_begins, rows * row_length)).astype(_smallest(cuts.shape)),
         dropped_tokens={"last partial row": total - rows * row_length},
     )
 
 
-def _smallest(values: np.ndarray) -> type:
-    return np.uint32 if len(values) == 0 or int(values.max()) < 2**32 else np.int64
+def _smallest(values: np.ndarray | tuple[int, ...]) -> type:
+    """The type that holds them all in the fewest bytes, so that 100 million documents are 1.6 GB."""
+    return np.uint32 if int(np.max(values, initial=0)) < 2**32 else np.int64

@@ -28,7 +28,7 @@ class SequenceIndex:
     """Row -> [(document, start, length)], as compressed sparse rows.
 
     documents: [pieces] document of the store.   starts, lengths: [pieces] virtual tokens within that document.
-    row_offsets: int64 [rows + 1]; row r is made of pieces row_offsets[r] up to row_offsets[r + 1].
+    row_offsets: int64 or uint32 [rows + 1]; row r is made of pieces row_offsets[r] up to row_offsets[r + 1].
     dropped_tokens: tokens of the documents that are in no row, by reason.
     """
 
@@ -43,7 +43,7 @@ class SequenceIndex:
 
     def pieces(self, rows: np.ndarray) -> Pieces:
         """The pieces of these rows (int64 [R], any order, repeats allowed)."""
-        first, last = np.asarray(self.row_offsets[rows]), np.asarray(self.row_offsets[rows + 1])
+        first, last = (np.asarray(self.row_offsets[r], np.int64) for r in (rows, rows + 1))
         counts = last - first
         where = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
         return Pieces(
