@@ -1,0 +1,86 @@
+"""The benchmark's measurements, on small settings: that they measure what they say, not how fast this machine is."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixlab.errors import UserError
+from mixlab.model.presets import gpt2
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.insert(0, str(TOOLS))
+
+import benchmark  # noqa: E402
+from speed import clock, data, kernels, profile, trains  # noqa: E402
+from speed.steps import Setting, Step, measure  # noqa: E402
+
+TINY = gpt2(layers=1, d_model=32, heads=2, ffn_width=64, vocab_size=64, context_length=64)
+
+
+def test_a_step_is_timed_and_traced(tmp_path):
+    found = measure(Setting(TINY, 2, 64), 3, tmp_path)
+    share = next(value for key, value in found.items() if key.startswith("share of the peak"))
+    assert 0 < share < 1 and found["tokens a step"] == 128
+    assert found["tokens a second of cpu time"] == pytest.approx(128 / found["seconds a step by cpu time"])
+    rows = profile.longest(tmp_path)
+    assert rows and rows == sorted(rows, key=lambda row: -row[1])
+    assert all(seconds > 0 and calls >= 1 for _, seconds, calls in rows)
+
+
+def test_packed_rows_hold_documents():
+    batch = Step(Setting(TINY, 4, 64, document_tokens=16))._batch
+    first = batch["positions"] == 0
+    assert np.array_equal(np.cumsum(first, axis=1), batch["segment_ids"]) and batch["segment_ids"].max() > 1
+    steps = np.diff(batch["positions"], axis=1)
+    assert ((steps == 1) | first[:, 1:]).all()
+
+
+def test_kernels_beside_their_plain_forms():
+    told = kernels.attention([(2, 64, 2, 8, None), (2, 64, 2, 8, 16)], "float32", 1)
+    assert len(told) == 8 and all(value > 0 for value in told.values())
+    told = kernels.loss(128, 16, 64, "float32", 1)
+    assert told["ours: temporary memory, MiB"] > 0 and told["all logits: seconds of cpu time"] > 0
+
+
+def test_data(tmp_path):
+    told = data.reading(600_000) | data.index(20_000)
+    assert told["index: bytes a document"] < 17
+    assert sum("first batch at step 1,000,000" in key for key in told) == 4
+    assert all(np.isfinite(value) for value in told.values())
+
+
+def test_times_are_medians_of_what_counts():
+    calls = []
+    times = clock.timed(lambda: calls.append(1) or jnp.ones(1), 5, warm_up=2)
+    assert len(calls) == 7 and len(times.cpu) == len(times.wall) == 5
+    assert clock.Times([1, 5, 3], [2, 2, 9]).of("cpu") == 3
+
+
+def test_figures_kept_stand_beside_new_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "HISTORY", tmp_path / "history.jsonl")
+    values = iter([2.0, 3.0, 3.0])
+    monkeypatch.setattr(trains, "loss", lambda dtype: {"seconds": next(values), "dtype": dtype})
+    benchmark.main(["loss", "--keep"])
+    benchmark.main(["loss"])
+    assert "1.50 of" in capsys.readouterr().out
+    benchmark.main(["loss", "--dtype=bfloat16"])  # another command
+    assert " of " not in capsys.readouterr().out
+    (kept,) = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    assert kept["command"] == "python tools/benchmark.py loss" and kept["seconds"] == 2.0
+
+
+def test_no_accelerator_here():
+    with pytest.raises(UserError, match="has none"):
+        trains.accelerator(None)
+
+
+def test_the_peers_step_is_of_the_same_size():
+    torch_peer = pytest.importorskip("benchmark_torch_peer", exc_type=ImportError)
+    peer = torch_peer.measure(layers=1, d_model=32, heads=2, ffn_width=64, vocab_size=128, length=64, rows=2, steps=1)
+    ours = dataclasses.replace(TINY, vocab_size=128)
+    assert peer["parameters"] == measure(Setting(ours, 2, 64), 1)["parameters"]

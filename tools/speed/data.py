@@ -1,0 +1,105 @@
+"""The data path by itself, one thread: from a token store on disk to batches with masks, positions, loss weights, provenance."""
+
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mixlab.corpus import tokenizer
+from mixlab.corpus.writer import finalise, write_shard
+from mixlab.inject.items import Group, Items, Where
+from mixlab.inject.placement import place
+from mixlab.schedule.shuffle import permute
+from mixlab.schedule.stages import StageConfig, place_stages
+from mixlab.sequences.concat_chunk import concat_chunk
+from mixlab.sequences.documents import Documents
+from mixlab.sequences.metadata import MetadataConfig, make_metadata
+from mixlab.stream import Stream
+
+FAR = 10**6  # a step to read at once
+
+
+def reading(tokens: int) -> dict:
+    """Reading, with and without metadata and insertions; the first batch of step one million."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(5.5, 1.2, tokens // 500), 8, 100_000).astype(int)
+    result: dict = {}
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [rng.integers(0, 256, n).astype(np.int32) for n in lengths]
+        hosts = rng.zipf(1.5, len(lengths)) % 5000
+        rows = [
+            {"id": str(i), "split": "train", "bytes": int(n), "url": f"https://www.host{host}.org/{i}"}
+            for i, (n, host) in enumerate(zip(lengths, hosts, strict=True))
+        ]
+        letters = tokenizer.load("bytes")
+        shard = write_shard(Path(folder), 0, texts, rows, ["url"], letters.vocab_size)
+        store = finalise(Path(folder), letters, [shard], {})
+        every = np.arange(len(store))
+        result["documents"], result["mean_document_tokens"] = len(lengths), float(lengths.mean())
+        began = time.process_time()
+        metadata = make_metadata(store, MetadataConfig(), every, letters, 0, "url")
+        result["metadata: read and tokenised, CPU-seconds"] = time.process_time() - began
+        result["metadata: bytes a document"] = metadata.codes.itemsize
+        result["metadata: bytes of all strings"] = metadata.tokens.nbytes + metadata.offsets.nbytes
+        for length, rows, what in ((1024, 256, None), (1024, 256, metadata), (8192, 32, None), (8192, 32, metadata)):
+            documents = Documents(store, every, (), (257,), what)
+            named = f"length {length}" + (", metadata" if what else "")
+            stage = StageConfig("main", FAR + 1, sequence_length=length, tokens_per_step=rows * length)
+            began = time.process_time()
+            stages = place_stages((stage,), lambda *_, d=documents: int(d.lengths.sum()), 0)
+            stream = Stream(stages, lambda *_, d=documents: d)
+            stream[0]
+            result[f"{named}: index, CPU-seconds"] = time.process_time() - began
+            began = time.process_time()
+            stream[FAR]
+            result[f"{named}: first batch at step {FAR:,}, CPU-seconds"] = time.process_time() - began
+            steps = -(-tokens // (rows * length))
+            cpu, wall = _reading(stream, steps)
+            result[f"{named}: tokens per CPU-second"] = steps * rows * length / cpu
+            result[f"{named}: tokens per second"] = steps * rows * length / wall
+            for mean in (300, 711):  # 711 is the mean of Bordt and Pawelczyk (2025)
+                treated = stream.with_insertions(_insertions(stream, steps, mean, letters.eos_id))
+                result[f"{named}: more CPU time with items of {mean} tokens over 1.8 % of them"] = _more(
+                    stream, treated, steps
+                )
+    return result
+
+
+def _more(plain, treated, steps: int) -> float:
+    """The share of CPU time that batches of one stream take more than those of another; of each the best of ten."""
+    seconds = [[[_reading(s, 1, step)[0] for s in (plain, treated)] for _ in range(10)] for step in range(1, steps)]
+    without, with_them = np.median(np.min(seconds, axis=1), axis=0)
+    return float(with_them / without) - 1
+
+
+def _reading(stream, steps: int, first: int = 1) -> tuple[float, float]:
+    """Seconds of CPU and of wall time to read some steps."""
+    began, began_wall = time.process_time(), time.perf_counter()
+    for step in range(first, first + steps):
+        stream[step]
+    return time.process_time() - began, time.perf_counter() - began_wall
+
+
+def _insertions(stream, steps: int, mean_tokens: int, eos_id: int):
+    """Items of `mean_tokens`, a hundred more or fewer, over 1.8 % of the first steps."""
+    count = int(0.018 * steps * stream.stages[0].tokens_per_step / (mean_tokens + 2))
+    items = Items.of([np.full(mean_tokens - 100 + i % 201, 7) for i in range(count)])
+    return place({"texts": [Group(items, Where(end_step=steps + 1))]}, stream.grid, 0, eos_id)
+
+
+def index(documents: int, row_length: int = 2048) -> dict:
+    """The table of one epoch's rows over so many documents: their order drawn, rows cut."""
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 1.2, documents), 8, 100_000).astype(np.int64)
+    began = time.process_time()
+    order = permute(np.arange(documents), documents, 0)
+    table = concat_chunk(order, lengths[order], row_length)
+    seconds = time.process_time() - began
+    held = sum(column.nbytes for column in (table.documents, table.starts, table.lengths, table.row_offsets))
+    return {
+        f"index of {documents:,} documents, CPU-seconds": seconds,
+        "index: CPU-seconds for 100 million documents": seconds * 1e8 / documents,
+        "index: bytes a document": held / documents,
+        "index: peak memory of the process, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }

@@ -1,0 +1,62 @@
+"""Attention and loss by themselves, forward and backward, beside their plain forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixlab.model.attention import attend, dense
+from mixlab.training.loss import cross_entropy
+from speed import clock
+
+DENSE_BYTES = 4 * 2**30  # above which whole score matrices are not tried
+
+
+def attention(shapes: list[tuple[int, int, int, int, int | None]], dtype: str, repeats: int) -> dict:
+    """shapes: (rows, length, heads, head width, tokens a document or None: one document a row, unmasked)."""
+    found, which = {}, clock.clock()
+    for rows, length, heads, width, document in shapes:
+        rng = np.random.default_rng(0)
+        q, k, v, d_out = (jnp.asarray(rng.normal(size=(rows, length, heads, width)), dtype) for _ in range(4))
+        begins = rng.random((rows, length)) < 1 / (document or length)
+        segments = None if document is None else jnp.asarray(np.cumsum(begins, axis=1), jnp.int32)
+        paths = {"ours": functools.partial(attend, kernel="auto")}
+        if 2 * rows * heads * length**2 * 4 < DENSE_BYTES:
+            paths["whole score matrix"] = dense
+        named = f"{rows} x {length}, {heads} heads of {width}, {f'documents of {document}' if document else 'unmasked'}"
+        for name, path in paths.items():
+            call = functools.partial(_forward_and_backward, path, q, k, v, segments, d_out)
+            seconds = clock.timed(call, repeats).of(which)
+            flops = 6 * rows * heads * width * length**2  # the train step's formula, for rows of one document
+            found[f"{named}: {name}, seconds of {which} time"] = seconds
+            found[f"{named}: {name}, FLOP/s if rows were one document"] = flops / seconds
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward_and_backward(attend, q, k, v, segments, d_out):
+    out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments), q, k, v)
+    return out, pull(d_out)
+
+
+def loss(tokens: int, width: int, vocabulary: int, dtype: str, repeats: int) -> dict:
+    """The fused loss beside one that holds all logits."""
+    rng, which = np.random.default_rng(0), clock.clock()
+    hidden = jnp.asarray(rng.normal(size=(tokens, width)), dtype)
+    head = jnp.asarray(rng.normal(size=(width, vocabulary)) * 0.02, jnp.float32)
+    targets, weights = jnp.asarray(rng.integers(0, vocabulary, tokens)), jnp.ones(tokens)
+
+    def fused(hidden, head):
+        return cross_entropy(hidden, head, targets, weights, vocab_size=vocabulary).total
+
+    def plain(hidden, head):
+        logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1))
+
+    found = {"setting": f"{tokens} tokens, width {width}, vocabulary {vocabulary}, {dtype}, forward and backward"}
+    for name, function in {"ours": fused, "all logits": plain}.items():
+        call = jax.jit(jax.value_and_grad(function, argnums=(0, 1))).lower(hidden, head).compile()
+        found[f"{name}: seconds of {which} time"] = clock.timed(lambda call=call: call(hidden, head), repeats).of(which)
+        found[f"{name}: temporary memory, MiB"] = call.memory_analysis().temp_size_in_bytes / 2**20
+    return found
