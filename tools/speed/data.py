@@ -1,4 +1,4 @@
-"""The data path by itself, one thread: from a token store on disk to batches with masks, positions, loss weights, provenance."""
+"""The data path by itself, one thread: from a token store on disk to the batches that are trained on."""
 
 import resource
 import tempfile
