@@ -209,7 +209,8 @@ def from_definition(
     if ids[1] is None:
         raise UserError(
             f"tokenizer {source}: no end-of-document token found (looked for {' '.join(EOS_NAMES)}); "
-            f"name it with eos=TOKEN (--eos=TOKEN){_candidates(model)}"
+            "give the one that is meant such a name in that file, or, where a corpus is prepared, name it with --eos=TOKEN"
+            f"{_candidates(model)}"
         )
     return Tokenizer(name, max(vocabulary.values()) + 1, *ids, _mark_special(definition, set(ids) - {None}))
 

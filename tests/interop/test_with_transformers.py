@@ -1,13 +1,17 @@
 """Exports as transformers loads them, and imports of what transformers saves. Skipped without torch and transformers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from mixlab import errors
+from mixlab import config as configs
+from mixlab import errors, train
 from mixlab.corpus import tokenizer as tokenizers
-from tests.interop.folders import MODELS, SIZE, TOKENS, logits, make_run, write_letters
+from mixlab.data import open_data
+from tests.interop.folders import MODELS, SIZE, TEXTS, TOKENS, logits, make_run, write_letters
+from tests.stores import write_store
 from tools import export_hf
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the reference implementations were not run")
@@ -70,6 +74,53 @@ def test_import_of_what_transformers_saves(name, kind, tmp_path, letters):
     np.testing.assert_allclose(ours, theirs[..., :TOKENS], atol=1e-4)
     record = json.loads((tmp_path / "base" / "import.json").read_text())
     assert record["types"] == [{"float32": "F32", "bfloat16": "BF16"}[kind]]
+
+
+CONFIG = """
+from mixlab.model.presets import gpt2, olmo2
+
+def get_config():
+    rows = dict(mask_documents=False, restart_positions=False, loss_across_documents=True)
+    return dict(
+        name="continued",
+        sources={{"text": {{"store": {store!r}}}}},
+        model={model},
+        stages=[dict(name="main", steps=3, sequence_length=24, tokens_per_step=96, format=rows)],
+        schedule=dict(kind="constant", peak=1e-2, warmup_steps=0),
+        start=dict(init_from={base!r}),
+        evaluation=dict(every_steps=0, tokens_per_domain=100, rows=2, sample_tokens=0),
+    )
+"""
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gpt2"])
+def test_training_goes_on_from_the_imported_weights(name, tmp_path, letters, monkeypatch, capsys):
+    """The loss of the first step is the one of transformers on the same rows, and falls from there."""
+    monkeypatch.setenv("MIXLAB_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    model = THEIRS[name](transformers).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "theirs")
+    shutil.copy(letters, tmp_path / "theirs" / "tokenizer.json")
+    capsys.readouterr()
+    command(f"--import={tmp_path / 'theirs'}", f"--output={tmp_path / 'base'}")
+    code = capsys.readouterr().out.split(":\n", 1)[1].strip()
+    store = write_store(tmp_path / "store", TEXTS * 20, tokenizers.load(tmp_path / "base" / "tokenizer.json"))
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(store=str(store), model=code, base=str(tmp_path / "base")))
+    assert errors.run(train.main, [f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    batch = open_data(configs.load(str(path), [])).stream[0]
+    with torch.no_grad():
+        logits_BxLxV = model(torch.tensor(batch.tokens).long()).logits.numpy().astype(np.float64)[..., :TOKENS]
+    chances_BxLxV = logits_BxLxV - np.log(np.exp(logits_BxLxV).sum(-1, keepdims=True))
+    nll_BxL = -np.take_along_axis(chances_BxLxV, batch.targets[..., None].astype(np.int64), -1)[..., 0]
+    assert losses[0] == pytest.approx((nll_BxL * batch.loss_weights).sum() / batch.loss_weights.sum(), abs=1e-4)
+    assert losses[-1] < losses[0] and abs(losses[0] - np.log(TOKENS)) > 0.01
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["origin"]["kind"] == "init_from" and run["origin"]["folder"] == str(tmp_path / "base")
 
 
 def test_a_base_models_folder_of_gpt2_is_imported(tmp_path, letters):
