@@ -108,11 +108,15 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     """every_steps: save at its multiples, and at the end.   keep_last: newest ones kept; keep_every_steps: multiples kept
-    for good."""
+    for good.
+    directory: another disk, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER; the checkpoints are in DIRECTORY/<name of the run's
+        folder>. None: in the run's folder.
+    """
 
     every_steps: int = 1000
     keep_last: int = 3
     keep_every_steps: int | None = None
+    directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ class Config:
 
 # Keys that decide how a run is computed and watched, not what it computes: they may differ when a run is resumed.
 FREE_KEYS = (
-    "mesh.", "checkpoint.", "evaluation.", "logging.", "loader.", "training.accumulation_steps", "training.loss_chunk_tokens",
+    "mesh.", "checkpoint.every_steps", "checkpoint.keep_", "evaluation.", "logging.", "loader.", "training.accumulation_steps", "training.loss_chunk_tokens",
     "training.on_non_finite", "training.max_skipped_steps", "training.spike_", "training.max_roll_backs",
     "training.hang_seconds", "model.remat", "model.layer_loop", "model.attention",
 )  # fmt: skip

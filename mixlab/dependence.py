@@ -55,14 +55,14 @@ def run(config: Config, workdir: Path, step: int | None, steps: int, share: floa
     """The whole test; returns the matrix as a Markdown table. UserError, before anything is trained, for whatever can be
     known by then."""
     from mixlab.report.dependence import as_markdown, write_dependence
-    from mixlab.training.checkpoint import Checkpoints
+    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
     from mixlab.training.continuation import Continuation
 
     everything, enabled = sorted(config.experiments), config.experiments_enabled
     tested = [name for name in everything if enabled is None or name in enabled]
     if not tested:
         raise UserError("experiments: there is none to test; add some, or enable them with experiments_enabled")
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    with Checkpoints(checkpoints_of(workdir), read_only=True) as checkpoints:
         meta = checkpoints.meta(step)
     if meta is None:
         raise UserError(f"--workdir={workdir}: has no checkpoint yet; train it first")

@@ -122,7 +122,7 @@ def evaluate_checkpoints(
     from mixlab.evals.benchmarks import open_benchmarks
     from mixlab.evals.evaluation import Evaluation
     from mixlab.parallel.mesh import make_mesh
-    from mixlab.training.checkpoint import Checkpoints
+    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
     from mixlab.training.optimizer import make_optimizer
     from mixlab.training.state import plan_state
 
@@ -130,7 +130,7 @@ def evaluate_checkpoints(
     benchmarks = open_benchmarks(config, data)
     mesh = make_mesh(config.mesh)
     layout = plan_state(config.model, make_optimizer(config.optimizer), mesh)
-    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    with jax.set_mesh(mesh), Checkpoints(checkpoints_of(workdir), read_only=True) as checkpoints:
         chosen = chosen_steps(steps, checkpoints.steps(), workdir)
         evaluation = Evaluation(config, data, layout, benchmarks)
         for asked in chosen:

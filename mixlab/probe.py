@@ -68,7 +68,7 @@ def probe_checkpoints(
     from mixlab.evals.probes import open_probes
     from mixlab.inject.control_log import read_log
     from mixlab.parallel.mesh import make_mesh
-    from mixlab.training.checkpoint import Checkpoints
+    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
     from mixlab.training.optimizer import make_optimizer
     from mixlab.training.state import plan_state
 
@@ -76,7 +76,7 @@ def probe_checkpoints(
     mesh = make_mesh(config.mesh)
     layout = plan_state(config.model, make_optimizer(config.optimizer), mesh)
     runner = open_probes(config, data, layout, workdir)
-    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    with jax.set_mesh(mesh), Checkpoints(checkpoints_of(workdir), read_only=True) as checkpoints:
         for chosen in chosen_steps(steps, checkpoints.steps(), workdir):
             params, meta = checkpoints.restore_params(layout.abstract["params"], chosen)
             log = read_log(workdir / "control.jsonl", meta["control_log"])

@@ -135,7 +135,7 @@ def _weights(text: str | None, count: int) -> list[float]:
 
 
 def _open(named: str, stack: contextlib.ExitStack) -> Ingredient:
-    from mixlab.training.checkpoint import Checkpoints
+    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
     from mixlab.training.start import read_config
 
     name, _, step = named.rpartition(":")
@@ -144,7 +144,7 @@ def _open(named: str, stack: contextlib.ExitStack) -> Ingredient:
     folder = Path(name).absolute()
     config = read_config(folder, named)
     try:
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", read_only=True))
+        checkpoints = stack.enter_context(Checkpoints(checkpoints_of(folder), read_only=True))
         steps = checkpoints.steps()
         if not steps:
             raise UserError("has no checkpoint yet; train it first")

@@ -13,7 +13,7 @@ from mixlab.config import Config
 from mixlab.corpus.tokenizer import Tokenizer
 from mixlab.data import open_tokenizer
 from mixlab.errors import UserError
-from mixlab.training.checkpoint import Checkpoints, DamagedError
+from mixlab.training.checkpoint import Checkpoints, DamagedError, checkpoints_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def open_trained(folder: Path, step: int | None = None) -> Iterator[Trained]:
     if not path.is_file():
         raise UserError(f"{folder}: has no config.json; name a folder that mixlab.train or mixlab.soup has written")
     config = configs.load_json(path, [])
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+    with Checkpoints(checkpoints_of(folder), read_only=True) as checkpoints:
         meta = checkpoints.meta(step)
         if meta is None:
             raise UserError(f"{folder}: has no checkpoint yet; train it first")

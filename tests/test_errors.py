@@ -82,6 +82,12 @@ def test_exit_codes(capsys):
     assert errors.run(mistaken, []) == errors.EXIT_USER_ERROR
     assert capsys.readouterr().err == "error: key: wrong; put it right\n"
 
+    def unlucky(_):
+        raise errors.LostError("s3://texts: the bucket does not answer")
+
+    assert errors.run(unlucky, []) == errors.EXIT_AGAIN
+    assert "the bucket does not answer; start again to go on" in capsys.readouterr().err
+
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device on which no write succeeds")
 def test_a_full_disk_is_told_wherever_it_shows(capsys):

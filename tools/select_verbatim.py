@@ -54,14 +54,14 @@ def find(config: configs.Config, flags):
     from mixlab.data import open_data
     from mixlab.evals.probing import Probing
     from mixlab.parallel.mesh import make_mesh
-    from mixlab.training.checkpoint import Checkpoints
+    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
     from mixlab.training.optimizer import make_optimizer
     from mixlab.training.state import plan_state
 
     data = open_data(config)
     mesh = make_mesh(config.mesh)
     layout = plan_state(config.model, make_optimizer(config.optimizer), mesh)
-    with jax.set_mesh(mesh), Checkpoints(flags.workdir / "checkpoints", read_only=True) as checkpoints:
+    with jax.set_mesh(mesh), Checkpoints(checkpoints_of(flags.workdir), read_only=True) as checkpoints:
         restored = checkpoints.restore_params(layout.abstract["params"], flags.step)
         if restored is None:
             raise UserError(f"{flags.workdir}: has no checkpoint yet; train first")

@@ -32,12 +32,17 @@ class Bucket:
         scheme, bucket, folder = found.groups()
         self.url = f"{scheme}://{bucket}/{folder}"
         driver = DRIVERS[scheme]
-        spec = {"driver": driver, "bucket": bucket, "path": f"{folder}/" if folder else ""}
+        spec: dict = {"driver": driver, "bucket": bucket, "path": f"{folder}/" if folder else ""}
         spec["context"] = {f"{driver}_request_retries": RETRIES}
         if scheme == "s3" and "AWS_ENDPOINT_URL" in os.environ:
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
             spec |= {"endpoint": os.environ["AWS_ENDPOINT_URL"], "aws_region": region}
-        self._objects = self._answer(lambda: tensorstore.KvStore.open(spec))
+        self._spec = spec
+        self._objects = self.answer(lambda: tensorstore.KvStore.open(spec))
+
+    def spec(self, below: str) -> dict:
+        """The tensorstore spec of the objects whose names begin with `below`."""
+        return self._spec | {"path": self._spec["path"] + below}
 
     def __getstate__(self) -> str:
         return self.url
@@ -48,13 +53,12 @@ class Bucket:
     def names(self, below: str = "") -> list[str]:
         """Names of the objects that begin with `below`. UserError when the bucket is not there or may not be listed."""
         keys = tensorstore.KvStore.KeyRange(below, below + "\U0010ffff") if below else None
-        return sorted(
-            key.decode() for key in self._answer(lambda: self._objects.list(keys) if keys else self._objects.list())
-        )
+        found = self.answer(lambda: self._objects.list(keys) if keys else self._objects.list())
+        return sorted(name for key in found if (name := key.decode()).startswith(below))  # some servers return more
 
     def read(self, name: str) -> bytes | None:
         """An object, whole; None when there is none."""
-        found = self._answer(lambda: self._objects.read(name))
+        found = self.answer(lambda: self._objects.read(name))
         return found.value if found.state == "value" else None
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[np.ndarray]:
@@ -71,7 +75,7 @@ class Bucket:
         asked = [self._objects.read(name, byte_range=slice(first, last)) for name, first, last, _ in requests]
         found: list = [None] * len(ranges)
         for (name, begin, end, within), future in zip(requests, asked, strict=True):
-            answer = self._answer(lambda future=future: future, name)
+            answer = self.answer(lambda future=future: future, name)
             if answer.state != "value" or len(answer.value) != end - begin:
                 raise self._cut_short(name)
             data = np.frombuffer(answer.value, np.uint8)
@@ -81,7 +85,12 @@ class Bucket:
         return found
 
     def write(self, name: str, contents: bytes) -> None:
-        self._answer(lambda: self._objects.write(name, contents))
+        self.answer(lambda: self._objects.write(name, contents))
+
+    def delete(self, below: str) -> None:
+        """All objects whose names begin with `below`."""
+        for future in [self._objects.write(name, None) for name in self.names(below)]:
+            self.answer(lambda future=future: future)
 
     def upload(self, path: Path, name: str) -> None:
         """Copies a file there. Objects are complete or absent."""
@@ -102,27 +111,25 @@ class Bucket:
     def _cut_short(self, name: str) -> UserError:
         return UserError(f"{self.url}: {name} is missing or cut short; copy the store there again")
 
-    def _answer(self, ask: Callable, name: str = ""):
+    def answer(self, ask: Callable, name: str = ""):
+        """What the future comes to that `ask` returns. UserError or LostError when the bucket is to blame. name: of the object
+        that was asked for."""
         try:
             return ask().result()
-        except (
-            ValueError,
-            OSError,
-            KeyError,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:  # tensorstore's, by its codes
-            reason = str(error).splitlines()[0].partition(" [")[0][:300]
-            if "OUT_OF_RANGE" in reason:
-                raise self._cut_short(name) from None
-            if "retry attempts failed" in reason or "UNAVAILABLE" in reason:
-                raise LostError(f"{self.url}: the bucket does not answer ({reason})") from None
-            if "NOT_FOUND" in reason:
-                remedy = "there is no such bucket; correct its name, or make it"
-            elif "PERMISSION_DENIED" in reason or "UNAUTHENTICATED" in reason:
-                remedy = (
-                    "access is refused; log in with the cloud's own tool, or ask for the right to read (and write) it"
-                )
-            else:
-                remedy = "the bucket cannot be used"
-            raise UserError(f"{self.url}: {remedy} ({reason})") from None
+        except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:  # tensorstore's
+            raise self.explained(error, name) from None
+
+    def explained(self, error: Exception, name: str = "") -> UserError | LostError:
+        """What tensorstore's error means, by its code."""
+        reason = str(error).splitlines()[0].partition(" [")[0][:300]
+        if "OUT_OF_RANGE" in reason:
+            return self._cut_short(name)
+        if "retry attempts failed" in reason or "UNAVAILABLE" in reason:
+            return LostError(f"{self.url}: the bucket does not answer ({reason})")
+        if "NOT_FOUND" in reason:
+            remedy = "there is no such bucket; correct its name, or make it"
+        elif "PERMISSION_DENIED" in reason or "UNAUTHENTICATED" in reason:
+            remedy = "access is refused; log in with the cloud's own tool, or ask for the right to read (and write) it"
+        else:
+            remedy = "the bucket cannot be used"
+        return UserError(f"{self.url}: {remedy} ({reason})")

@@ -32,6 +32,8 @@ LOST = re.compile(
 )
 TOLD_SECONDS = 3.0  # in which a process that fails has told the others why
 
+Notes = dict[Path, int]
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -124,21 +126,21 @@ def leaving_together(folder: Path) -> Iterator[None]:
     if not jax.distributed.is_initialized():
         yield
         return
-    over = threading.Event()
-    threading.Thread(target=_follow, args=(folder, over), name="others", daemon=True).start()
+    over, earlier = threading.Event(), _notes(folder)
+    threading.Thread(target=_follow, args=(folder, earlier, over), name="others", daemon=True).start()
     try:
         yield
     except BaseException as error:
         over.set()
-        _exit(_leave(error, folder))
+        _exit(_leave(error, folder, earlier))
     finally:
         over.set()
 
 
-def _follow(folder: Path, over: threading.Event) -> None:
+def _follow(folder: Path, earlier: Notes, over: threading.Event) -> None:
     """Ends this process when another has said that it failed: this one may be waiting for it."""
     while not over.wait(TOLD_SECONDS / 2):
-        if told := _told(folder):
+        if told := _told(folder, earlier):
             _exit(_repeat(told))
 
 
@@ -153,12 +155,12 @@ def _repeat(told: dict) -> int:
     return told["code"]
 
 
-def _leave(error: BaseException, folder: Path) -> int:
+def _leave(error: BaseException, folder: Path, earlier: Notes) -> int:
     """Says what has happened, and returns the exit code for it."""
     lost = not isinstance(error, UserError | LostError) and LOST.search(str(error))
     if lost:
         time.sleep(TOLD_SECONDS)
-        if told := _told(folder):
+        if told := _told(folder, earlier):
             return _repeat(told)
         reason = str(error).strip().splitlines()[0][:200]
         error = LostError(f"another process of the run is gone ({reason})")
@@ -178,11 +180,21 @@ def _leave(error: BaseException, folder: Path) -> int:
     return code
 
 
-def _told(folder: Path) -> dict | None:
-    """What another process that has failed says of it."""
+def _notes(folder: Path) -> Notes:
+    """What processes that failed have left there, an earlier attempt's too: path -> time of writing."""
+    found = {}
     for path in folder.glob("failed-*.json"):
-        with contextlib.suppress(OSError, ValueError):  # not written whole yet
-            return json.loads(path.read_text())
+        with contextlib.suppress(OSError):  # just being cleared away
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def _told(folder: Path, earlier: Notes) -> dict | None:
+    """What another process that has failed since `earlier` says of it."""
+    for path, written in _notes(folder).items():
+        if earlier.get(path) != written:
+            with contextlib.suppress(OSError, ValueError):  # not written whole yet
+                return json.loads(path.read_text())
     return None
 
 

@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent, verified on reading, independent of mesh and process count.
 
-Orbax writes them, one folder a step, in three items: `params` and `opt_state` as nested dicts of arrays (no
+They are in a folder, where orbax writes them, or in a bucket. Each has three items: `params` and `opt_state` as nested dicts of arrays (no
 class of optax or flax shows in the layout; weights saved for themselves have no `opt_state`), and `meta`, a JSON
 object with what the caller wants to know again (tokens, stream fingerprint, control log, config hash) and, for
 every array, its type, shape and checksums. Orbax does not notice a flipped byte and casts a wrong dtype in
@@ -19,13 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
-from mixlab.errors import UserError
+from mixlab.corpus.cache import is_url
+from mixlab.errors import LostError, UserError
+from mixlab.training.bucket_storage import BucketStorage
 from mixlab.training.checksums import checksums, host_checksum
-from mixlab.training.disk import probe, writing_checkpoints
+from mixlab.training.local_storage import LocalStorage
 from mixlab.training.trees import fill, flat, nested, pure
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Entry:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run; `directory`: a folder, or gs://… or s3://….
 
     Every process calls every method, in the same order. With `read_only` nothing is created, moved or
     deleted, so that the folder of a run in progress can be read.
@@ -68,25 +68,15 @@ class Checkpoints:
         keep_steps: Collection[int] = (),
         read_only: bool = False,
     ):
-        self.directory = Path(directory).absolute()
-        self._read_only = read_only
+        self.directory = str(directory) if is_url(directory) else Path(directory).absolute()
         self._sound: set[int] = set()  # written by this object, or restored and verified
-        self._last: int | None = None  # the step last given to orbax
         self._damaged: dict[int, str] = {}
-        if read_only and not self.directory.is_dir():
-            raise UserError(f"{self.directory} does not exist; name the folder of a run's checkpoints")
-        keep = [policies.LatestN(keep_last), policies.CustomSteps(tuple(keep_steps))]
-        if keep_every_steps:
-            keep.append(policies.EveryNSteps(keep_every_steps))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
+        keep = (keep_last, keep_every_steps, keep_steps)
+        self._storage = (
+            BucketStorage(self.directory, *keep, read_only)
+            if isinstance(self.directory, str)
+            else LocalStorage(self.directory, ITEMS, *keep, read_only)
         )
-        handlers = {item: ocp.StandardCheckpointHandler() for item in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
-        with writing_checkpoints(self.directory, "open the folder"):
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     # --- writing ---
 
@@ -104,8 +94,8 @@ class Checkpoints:
         if step in self._sound:
             return
         self._move_damaged_aside()
-        newest = self._manager.latest_step()
-        if newest is not None and newest >= step:
+        newest = max(self.steps(), default=-1)
+        if newest >= step:
             raise ValueError(
                 f"{self.directory} holds step {newest}, which is not before step {step}: restore the newest "
                 "checkpoint before saving, or save into another folder"
@@ -113,30 +103,17 @@ class Checkpoints:
         arrays = {item: pure(state[item]) for item in ITEMS if item in state}
         sums = checksums(arrays)  # dispatched before the caller donates the buffers
         record = make_record(step, meta, describe(arrays, sums))
-        self._last = step
-        with writing_checkpoints(self.directory, f"save step {step}"):
-            probe(self.directory)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
-                    meta=ocp.args.JsonSave(record),
-                ),
-                force=True,
-            )
+        self._storage.save(step, arrays, record)
         self._sound.add(step)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk; UserError if it failed. Nothing more can be saved after
         that."""
-        with writing_checkpoints(self.directory, f"finish step {self._last}"):
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+        self._storage.wait()
 
     def close(self) -> None:
         """Waits for the last save, then frees the threads. UserError if that save failed."""
-        with writing_checkpoints(self.directory, f"finish step {self._last}"):
-            self._manager.close()
+        self._storage.close()
 
     def __enter__(self):
         return self
@@ -145,20 +122,20 @@ class Checkpoints:
         if kind is None:
             return self.close()
         try:  # the first error is the one to tell
-            self._manager.close()
+            self._storage.close()
         except Exception as later:
             log.error("while closing the checkpoints in %s: %s", self.directory, _first_line(later))
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the processes have agreed, on a SIGTERM to any of them, to stop after `step`. Always False
         without jax.distributed. Call it at every step on every process."""
-        return self._manager.reached_preemption(step)
+        return self._storage.reached_preemption(step)
 
     # --- reading ---
 
     def steps(self) -> list[int]:
         """Steps with a folder, ascending; not verified."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._storage.steps())
 
     def entries(self) -> list[Entry]:
         """All checkpoints, ascending, each read in full and verified."""
@@ -207,13 +184,7 @@ class Checkpoints:
     def read_param(self, meta: dict[str, Any], name: str) -> np.ndarray:
         """One parameter ("blocks/up/kernel") of the checkpoint of this meta as it was saved, whole, in host memory:
         for what must not hold a whole model at once. For one process. DamagedError if it does not verify."""
-        wanted = nested({name: ocp.RestoreArgs(restore_type=np.ndarray)})
-        arguments = ocp.args.PyTreeRestore(
-            item=jax.tree.map(lambda _: 0, wanted), restore_args=wanted, partial_restore=True
-        )
-        handler = ocp.PyTreeCheckpointHandler()
-        folder = self.directory / str(meta["step"]) / "params"
-        (array,) = jax.tree.leaves(self._agree(name, lambda: handler.restore(folder, args=arguments)))
+        array = self._agree(name, lambda: self._storage.read_param(meta["step"], name))
         if describe({name: array}, {name: host_checksum(array)})[name] != meta["arrays"][f"params/{name}"]:
             raise DamagedError(f"params/{name}: its checksum does not match")
         return array
@@ -252,10 +223,7 @@ class Checkpoints:
         return Entry(step, meta, None)
 
     def _read_meta(self, step: int) -> dict[str, Any]:
-        meta = self._agree(
-            "meta",
-            lambda: self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta,
-        )
+        meta = self._agree("meta", lambda: self._storage.read_meta(step))
         if not isinstance(meta, dict) or meta.get("sha256") != _digest(meta) or meta.get("step") != step:
             raise DamagedError("meta: its checksum does not match")
         if meta["format"] != FORMAT:
@@ -274,8 +242,7 @@ class Checkpoints:
                 f"{self.directory}: step {step} was saved with another model or optimiser: {difference}. Use "
                 "the config of that run, or another folder for this one"
             )
-        arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(wanted[item])})
-        arrays = {item: self._agree(item, lambda: self._manager.restore(step, args=arguments)[item])}
+        arrays = {item: self._agree(item, lambda: self._storage.read(step, item, wanted[item]))}
         found = describe(arrays, checksums(arrays))
         if wrong := [name for name in saved if saved[name] != found.get(name)]:
             raise DamagedError(f"{wrong[0]}: its checksum does not match" + f" ({len(wrong)} arrays in all)")
@@ -285,8 +252,8 @@ class Checkpoints:
         """`read()`, or DamagedError on every process if it fails on any."""
         try:
             answer, problem = read(), None
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # the device is full, or gone: the checkpoint is not to blame
+        except (MemoryError, jax.errors.JaxRuntimeError, LostError, UserError):
+            raise  # the device is full, or gone, or the bucket: the checkpoint is not to blame
         except Exception as error:  # orbax raises the bare class for a truncated file
             answer, problem = None, f"{what}: {_first_line(error)}"
         if jax.process_count() > 1:
@@ -300,27 +267,41 @@ class Checkpoints:
     # --- damage ---
 
     def _move_damaged_aside(self) -> None:
-        """Damaged steps newer than the one in use would stand in the way of saving. They are renamed, not
-        deleted."""
+        """Damaged steps newer than the one in use would stand in the way of saving."""
         newest_sound = max(self._sound, default=-1)
         aside = [step for step in self._damaged if step > newest_sound and step in self.steps()]
         if not aside:
             return
-        with writing_checkpoints(self.directory, f"move damaged step {aside[0]} aside"):
-            if jax.process_index() == 0:
-                for step in aside:
-                    source, target = self.directory / str(step), self.directory / f"damaged-{step}"
-                    number = 1
-                    while target.exists():
-                        number += 1
-                        target = self.directory / f"damaged-{step}-{number}"
-                    source.rename(target)
-                    log.warning("moved the damaged checkpoint %s to %s; it can be deleted", source, target.name)
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("mixlab: damaged checkpoints moved aside")
-            self._manager.reload()
+        self._storage.set_aside(aside)
         for step in aside:
             del self._damaged[step]
+
+
+def checkpoints_of(folder: Path) -> Path | str:
+    """Where the checkpoints are of the run, soup or import in `folder`."""
+    try:
+        directory = json.loads((folder / "config.json").read_text())["checkpoint"]["directory"]
+    except (OSError, ValueError, KeyError, TypeError):
+        directory = None
+    there = (
+        folder / "checkpoints"
+    ).is_dir()  # a soup has them there, whatever the configuration of its ingredients says
+    return checkpoint_place(None if there else directory, folder)
+
+
+def checkpoint_place(directory: str | None, folder: Path) -> Path | str:
+    """Where those of a run in `folder` are, by `checkpoint.directory` of its configuration."""
+    if directory is None:
+        return folder / "checkpoints"
+    place = f"{directory.rstrip('/')}/{folder.absolute().name}"
+    return place if is_url(place) else Path(place)
+
+
+def has_checkpoints(place: Path | str) -> bool:
+    if isinstance(place, Path):
+        return any(path.name.isdigit() for path in place.glob("*"))
+    with Checkpoints(place, read_only=True) as checkpoints:
+        return bool(checkpoints.steps())
 
 
 def items(meta: dict[str, Any]) -> tuple[str, ...]:

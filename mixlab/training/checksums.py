@@ -21,10 +21,12 @@ def checksums(tree) -> dict[str, list[int]]:
     until the arrays are there. In several processes, a collective: every process calls it and gets the same
     answer."""
     # One program a shape, not one for the tree: quicker to compile, quicker to run on CPU, and used again.
-    sums = {
-        "/".join(str(entry.key) for entry in path): _jitted(_place(leaf))(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    sums = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        pair = _jitted(_place(leaf))(leaf)
+        if jax.default_backend() == "cpu":  # where collectives of several programs in flight may wait for each other
+            pair.block_until_ready()
+        sums["/".join(str(entry.key) for entry in path)] = pair
     return {name: pair.tolist() for name, pair in jax.device_get(sums).items()}
 
 

@@ -29,7 +29,7 @@ from mixlab.report.runs import read_run
 from mixlab.report.spikes import spike_scores
 from mixlab.run_folder import RunFolder
 from mixlab.stream import BatchShape
-from mixlab.training.checkpoint import Checkpoints
+from mixlab.training.checkpoint import Checkpoints, checkpoint_place, checkpoints_of, has_checkpoints
 from mixlab.training.control import Control
 from mixlab.training.guard import Diverged, Guard, RollBack
 from mixlab.training.history import History
@@ -59,6 +59,8 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     layout = plan_state(config.model, optimizer, mesh)
     _keep_compiled()
     origin = load_origin(config, data, layout, optimizer, workdir)
+    place = checkpoint_place(config.checkpoint.directory, workdir)
+    _check_place(place, workdir)
     folder = RunFolder(workdir, config, plan, allow_change)
     if origin:
         folder.note(origin=origin.record)
@@ -66,9 +68,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     settings = config.checkpoint
     with (
         jax.set_mesh(mesh),
-        Checkpoints(
-            workdir / "checkpoints", keep_last=settings.keep_last, keep_every_steps=settings.keep_every_steps
-        ) as checkpoints,
+        Checkpoints(place, keep_last=settings.keep_last, keep_every_steps=settings.keep_every_steps) as checkpoints,
         StopSignal(checkpoints.reached_preemption) as stop,
     ):
         restored = checkpoints.restore(layout.abstract)
@@ -127,6 +127,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
                         break
                     except RollBack as error:
                         fault = error
+                    watchdog.watch("going back to the last checkpoint", BETWEEN)
                     state = None  # makes room for the one that is read
                     checkpoints.wait()
                     state, meta = checkpoints.restore(layout.abstract)
@@ -327,6 +328,18 @@ def _control(config: Config, data: Data, meta: dict, workdir: Path) -> Control:
     """As decided up to a checkpoint of this meta; nothing is, before a run's first."""
     decided = read_log(workdir / "control.jsonl", meta["control_log"]) if "control_log" in meta else ControlLog()
     return Control(config, data, decided, workdir)
+
+
+def _check_place(place: Path | str, workdir: Path) -> None:
+    """UserError when the checkpoints at `place` are those of another run, or this run's are elsewhere."""
+    if not (workdir / "config.json").exists():
+        if has_checkpoints(place):
+            raise UserError(
+                f"checkpoint.directory: {place} holds checkpoints of another run than {workdir}; put the folder of that run "
+                "back, or name another --workdir"
+            )
+    elif str(there := checkpoints_of(workdir)) != str(place) and has_checkpoints(there) and not has_checkpoints(place):
+        raise UserError(f"checkpoint.directory: the run's checkpoints are in {there}; copy them to {place} first")
 
 
 def _due(step: int, every: int) -> bool:

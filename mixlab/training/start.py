@@ -18,7 +18,7 @@ from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.errors import UserError
 from mixlab.schema import differences, plain
-from mixlab.training.checkpoint import Checkpoints
+from mixlab.training.checkpoint import Checkpoints, checkpoint_place, checkpoints_of, has_checkpoints
 from mixlab.training.history import History, Stretch, first_difference
 from mixlab.training.state import Layout, State
 
@@ -51,7 +51,7 @@ def load_origin(
     or has come further than this run goes."""
     kind = "branch_from" if config.start.branch_from is not None else "init_from"
     named = getattr(config.start, kind)
-    if named is None or _has_checkpoints(workdir):
+    if named is None or has_checkpoints(checkpoint_place(config.checkpoint.directory, workdir)):
         return None
     folder, key = Path(named).absolute(), f"start.{kind} = {named}"
     there = read_config(folder, key)
@@ -106,7 +106,7 @@ def load_origin(
 def _load(folder: Path, key: str, step: int | None, layout: Layout, weights_alone: bool) -> tuple[State, dict]:
     """({"params"} or the whole state, meta)."""
     try:
-        with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        with Checkpoints(checkpoints_of(folder), read_only=True) as checkpoints:
             if not weights_alone:
                 found = checkpoints.restore(layout.abstract, step)
             elif params := checkpoints.restore_params(layout.abstract["params"], step):
@@ -142,10 +142,6 @@ def _notes(named: str, record: dict, longer: dict) -> tuple[str, ...]:
     if longer:
         notes.append(f"note: the model is adjusted: {as_words(longer)}")
     return tuple(notes)
-
-
-def _has_checkpoints(workdir: Path) -> bool:
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def _recorded(workdir: Path, kind: str, folder: Path) -> dict:

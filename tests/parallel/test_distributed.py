@@ -136,7 +136,11 @@ def test_two_processes_are_one_run(place):
     alone, together = place / "alone", place / "together"
     finish([start(place, alone, devices=2)])
 
-    processes = start_two(place, together)
+    processes = start_two(place, together, "--config.training.hang_seconds=300")
+    wait_for_step(processes, together, 3)
+    processes[1].send_signal(signal.SIGSTOP)  # slow for a while: no reason to give up
+    time.sleep(3)
+    processes[1].send_signal(signal.SIGCONT)
     wait_for_step(processes, together, 5)
     processes[1].send_signal(signal.SIGTERM)
     printed, _ = finish(processes, EXIT_PREEMPTED)
@@ -184,6 +188,7 @@ def test_a_process_that_is_killed_or_fails_ends_the_other(place):
     processes = start_two(place, workdir, limits=(None, 100_000))
     _, told = finish(processes, EXIT_USER_ERROR)
     assert "error: process 1 has failed: checkpoint: cannot" in told[0] and "File too large" in told[1]
-    finish([start(place, workdir, devices=2)])
+    assert (workdir / "failed-1.json").exists()  # which does not concern the next two
+    finish(start_two(place, workdir))
     one, two = records(alone), records(workdir)
     np.testing.assert_allclose([r["train/loss"] for r in two[1:]], [r["train/loss"] for r in one[1:]], rtol=1e-5)
