@@ -10,7 +10,7 @@ from mixlab.report.runs import Run
 
 @dataclass(frozen=True)
 class Chart:
-    """What a picture shows: the metric `key` of every run against tokens."""
+    """What a picture shows: the metric `key` of every run against tokens or, by_time, against the time spent in training steps."""
 
     stem: str  # file name without suffix
     title: str
@@ -21,6 +21,7 @@ class Chart:
     scale: str = "linear"
     from_zero: bool = False
     large: bool = False
+    by_time: bool = False
 
 
 def charts(runs: list[Run]) -> list[Chart]:
@@ -39,6 +40,11 @@ def charts(runs: list[Run]) -> list[Chart]:
         Chart("learning_rate", "Learning rate", "train/learning_rate", from_zero=True),
         Chart("gradient_norm", "Gradient norm", "train/grad_norm", means, smooth=True, scale="log"),
         Chart("speed", "Tokens per second", speed_key, means, smooth=True, from_zero=True),
+    ]
+    found += [
+        replace(chart, stem=f"{chart.stem}_by_time", title=f"{chart.title}, by time", large=False, by_time=True)
+        for chart in found[:2]
+        if any(len(run.series("perf/step_seconds")) for run in runs)
     ]
     return [_with_crosses_explained(runs, chart) for chart in found if _has_numbers(runs, chart.key)]
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mixlab.report.experiments import Exposure, Family, exposures, families
-from mixlab.report.plots import DASHES, STEPS, Theme, canvas, legend_below, png, style
+from mixlab.report.plots import DASHES, STEPS, Theme, canvas, draw_stages, legend_below, png, stages, style
 from mixlab.report.runs import Run
 from mixlab.report.text import count
 
@@ -93,7 +93,7 @@ def _draw_probe(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) -> 
         shown = exposure.steps[:: max(len(exposure.steps) // 400, 1)]
         axes.plot(shown, np.full(len(shown), 0.015), "|", color=theme.soft, markersize=8, transform=bottom, alpha=0.6)
     axes.margins(y=0.12)
-    _steps_axis(axes, runs)
+    _steps_axis(axes, runs, theme)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     return handles
 
@@ -133,7 +133,7 @@ def _draw_exposure(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) 
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(float(value))))
     axes.yaxis.set_minor_locator(NullLocator())
-    _steps_axis(axes, runs)
+    _steps_axis(axes, runs, theme)
     return handles
 
 
@@ -146,11 +146,12 @@ def _steps(runs: list[Run]) -> int:
     return max(1, *(run.plan.get("total_steps") or run.last_step for run in runs))
 
 
-def _steps_axis(axes: Axes, runs: list[Run]) -> None:
+def _steps_axis(axes: Axes, runs: list[Run], theme: Theme) -> None:
     axes.set_xlim(-0.02 * _steps(runs), 1.02 * _steps(runs))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axes.set_xlabel("steps", loc="right")
+    draw_stages(axes, stages(runs, "steps"), theme)
 
 
 def _dashes(run: int) -> str:

@@ -1,5 +1,7 @@
-"""The report of one run, or of several side by side: index.html with its pictures, readable offline."""
+"""The report of one run, or of several side by side: index.html, which holds its pictures and opens offline; the pictures lie
+beside it too, to be used elsewhere."""
 
+import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +44,9 @@ def write_report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> Path
     for view in views:  # what several runs read alike is shown once
         earlier = [other["label"] for other in views[: view["index"]] if other["reading"] == view["reading"]]
         view["reads_as"] = earlier[0] if earlier else None
+    embedded = {name: "data:image/png;base64," + base64.b64encode(picture).decode() for name, picture in files.items()}
     context = {
+        "embedded": embedded,
         "mark": MARK.decode(),
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
         "runs": views,
@@ -60,7 +64,7 @@ def write_report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> Path
         "weight_norms": experiments.weight_norms(runs) if len(runs) > 1 else [],
         "config_differences": tables.config_differences(runs) if len(runs) > 1 else [],
     }
-    files["index.html"] = _template().render(context).encode("utf-8", errors="replace")  # last: it names the others
+    files["index.html"] = _template().render(context).encode("utf-8", errors="replace")  # last: it holds the others
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

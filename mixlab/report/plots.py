@@ -22,6 +22,7 @@ from mixlab.report.text import count
 INCHES = {True: (5.6, 3.5), False: (4.3, 3.1)}  # (width, height) of large and of small charts
 DPI = 200
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks
+UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 LOST = "#d11149"  # marks of values that are not finite
 
 
@@ -52,10 +53,10 @@ DASHES = ("-", "--", ":", "-.")  # tell the runs apart when the colours come rou
 
 @dataclass(frozen=True, eq=False)
 class _Curve:
-    """A run's numbers in a chart: tokens [n], values [n] as recorded, line [n] (smoothed where asked)."""
+    """A run's numbers in a chart: x [n], tokens or seconds; values [n] as recorded, line [n] (smoothed where asked)."""
 
     run: int
-    tokens: np.ndarray
+    x: np.ndarray
     values: np.ndarray
     line: np.ndarray
     errors: np.ndarray
@@ -74,10 +75,11 @@ def draw(chart: Chart, runs: list[Run], labels: list[str], theme: Theme) -> byte
         for curve in curves:
             _draw_curve(axes, chart, curve)
         references = _references(chart, runs)
-        _tokens_axis(axes, curves, alone=len(runs) == 1)
+        _across_axis(axes, curves, chart.by_time, alone=len(runs) == 1)
         _values_axis(axes, chart, curves, list(references.values()) if len(runs) == 1 else [], theme)
         _draw_references(axes, references, theme)
-        _draw_stages(axes, runs, theme)
+        bands = _by_time(runs) if chart.by_time else stages(runs, "tokens")
+        draw_stages(axes, bands, theme)
         if len(runs) > 1:
             _draw_legend(figure, curves, labels)
         else:
@@ -124,18 +126,20 @@ def _curves(chart: Chart, runs: list[Run], theme: Theme) -> Iterator[_Curve]:
             later = (other.series(chart.key).values for other in runs[index + 1 :])
             hiding = sum(np.array_equal(series.values, values, equal_nan=True) for values in later)
             width = 2.2 + 2.4 * min(hiding, 2)  # a curve below its equals shows at their sides
-            yield _Curve(index, series.tokens, series.values, line, error, color, dashes, width)
+            x = run.training_seconds(series.steps) if chart.by_time else series.tokens
+            if np.isfinite(x).any():
+                yield _Curve(index, x, series.values, line, error, color, dashes, width)
 
 
 def _draw_curve(axes: Axes, chart: Chart, curve: _Curve) -> None:
     if chart.smooth:
-        axes.plot(curve.tokens, curve.values, color=curve.color, linewidth=0.8, alpha=0.3)
+        axes.plot(curve.x, curve.values, color=curve.color, linewidth=0.8, alpha=0.3)
     lower, upper = curve.line - curve.errors, curve.line + curve.errors
-    axes.fill_between(curve.tokens, lower, upper, color=curve.color, alpha=0.2, linewidth=0)
+    axes.fill_between(curve.x, lower, upper, color=curve.color, alpha=0.2, linewidth=0)
     few = np.isfinite(curve.line).sum() <= 30  # each evaluation, or a single record, is seen as a dot
     marker = "o" if few else None
     axes.plot(
-        curve.tokens,
+        curve.x,
         curve.line,
         curve.dashes,
         color=curve.color,
@@ -143,25 +147,39 @@ def _draw_curve(axes: Axes, chart: Chart, curve: _Curve) -> None:
         marker=marker,
         markersize=4,
     )
-    lost = curve.tokens[~np.isfinite(curve.values)]
+    lost = curve.x[~np.isfinite(curve.values)]
     bottom = axes.get_xaxis_transform()
     axes.plot(lost, np.full(len(lost), 0.03), "x", color=LOST, markersize=6, transform=bottom)
 
 
-def _tokens_axis(axes: Axes, curves: list[_Curve], alone: bool) -> None:
-    last = max(float(np.nanmax(curve.tokens, initial=0.0)) for curve in curves) or 1.0
+def _across_axis(axes: Axes, curves: list[_Curve], by_time: bool, alone: bool) -> None:
+    last = max(float(np.nanmax(curve.x, initial=0.0)) for curve in curves) or 1.0
     axes.set_xlim(0, last * (1.17 if alone else 1.03))  # room for the last value, written beside the curve
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-    axes.set_xlabel("tokens", loc="right")
+    unit, name = (
+        next((size, name) for size, name in UNITS if last >= 2 * size or size == 1) if by_time else (1, "tokens")
+    )
+    axes.xaxis.set_major_locator(_Multiples(unit))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value / unit)))
+    axes.set_xlabel(f"{name} of training" if by_time else name, loc="right")
+
+
+class _Multiples(MaxNLocator):
+    """Round numbers of a unit."""
+
+    def __init__(self, unit: float):
+        super().__init__(5, steps=STEPS)
+        self._unit = unit
+
+    def tick_values(self, vmin, vmax):
+        return self._unit * super().tick_values(vmin / self._unit, vmax / self._unit)
 
 
 def _values_axis(axes: Axes, chart: Chart, curves: list[_Curve], shown: list[float], theme: Theme) -> None:
     """Limits and ticks. The beginning of a run may leave the picture at the top, where the fall from the
     untrained model would flatten all that follows; the picture then says where the curves start."""
-    tokens = np.concatenate([curve.tokens for curve in curves])
+    x = np.concatenate([curve.x for curve in curves])
     lines = np.concatenate([curve.line for curve in curves])
-    tokens, lines = tokens[np.isfinite(lines)], lines[np.isfinite(lines)]
+    x, lines = x[np.isfinite(lines) & np.isfinite(x)], lines[np.isfinite(lines) & np.isfinite(x)]
     if chart.from_zero and lines.min() >= 0:
         axes.set_ylim(0, max(float(lines.max()) * 1.12, 1e-12))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
@@ -171,7 +189,7 @@ def _values_axis(axes: Axes, chart: Chart, curves: list[_Curve], shown: list[flo
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     else:
-        settled = lines[tokens > (0.05 if len(curves) == 1 else 0.15) * tokens.max()]
+        settled = lines[x > (0.05 if len(curves) == 1 else 0.15) * x.max()]
         if len(settled) < 4 * len(curves):  # too little would be left
             settled = lines
         low = min([float(lines.min()), *shown])
@@ -182,7 +200,7 @@ def _values_axis(axes: Axes, chart: Chart, curves: list[_Curve], shown: list[flo
         if high > 1e4:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         if lines.max() > high + room:
-            entry = max(curve.tokens[curve.line < high + room].min(initial=np.inf) for curve in curves)
+            entry = max(curve.x[curve.line < high + room].min(initial=np.inf) for curve in curves)
             axes.annotate(
                 f"↖ from {_short(lines.max(), 2)}", (entry, 0.99), xycoords=axes.get_xaxis_transform(),
                 xytext=(3, 0), textcoords="offset points", va="top", color=theme.soft, fontsize=10,
@@ -212,20 +230,35 @@ def _draw_last_value(axes: Axes, chart: Chart, curve: _Curve) -> None:
     end = np.flatnonzero(np.isfinite(curve.line))[-1]
     value = float(curve.line[end])
     axes.annotate(
-        _short(value, 0 if chart.from_zero else 3), (curve.tokens[end], value),
+        _short(value, 0 if chart.from_zero else 3), (curve.x[end], value),
         xytext=(5, 0), textcoords="offset points", va="bottom" if chart.from_zero else "center",
         color=curve.color, fontweight="bold", annotation_clip=False,
     )  # fmt: skip
 
 
-def _draw_stages(axes: Axes, runs: list[Run], theme: Theme) -> None:
-    """Stages as bands with their names; none where the runs' stages differ, as none is true of all then."""
-    plans = [[(str(stage.get("name", "")), stage.get("tokens") or 0) for stage in run.stages] for run in runs]
-    if len(plans[0]) < 2 or any(plan != plans[0] for plan in plans):
+def stages(runs: list[Run], unit: str) -> list[tuple[str, float]]:
+    """(name, length) of the stages, in "tokens" or "steps"; none where the runs' stages differ, as none is true of all then."""
+    plans = [[(str(stage.get("name", "")), stage.get(unit) or 0) for stage in run.stages] for run in runs]
+    return plans[0] if all(plan == plans[0] for plan in plans) else []
+
+
+def _by_time(runs: list[Run]) -> list[tuple[str, float]]:
+    """The stages of a run alone, in seconds; runs take their own time."""
+    if len(runs) > 1:
+        return []
+    plan = stages(runs, "steps")
+    ends = np.cumsum([steps for _, steps in plan])
+    reached = np.nan_to_num(runs[0].training_seconds(np.minimum(ends, runs[0].last_step)))
+    return [(name, seconds) for (name, _), seconds in zip(plan, np.diff(reached, prepend=0.0).tolist(), strict=True)]
+
+
+def draw_stages(axes: Axes, lengths: list[tuple[str, float]], theme: Theme) -> None:
+    """Stages as bands with their names, on the axis that goes across; nothing where there is one stage."""
+    if len(lengths) < 2:
         return
     first, right = 0.0, axes.get_xlim()[1]
-    for index, (name, tokens) in enumerate(plans[0]):
-        last = min(first + tokens, right)
+    for index, (name, length) in enumerate(lengths):
+        last = min(first + length, right)
         if first >= right:
             break
         if index % 2 == 0:
@@ -237,7 +270,7 @@ def _draw_stages(axes: Axes, runs: list[Run], theme: Theme) -> None:
             ha="left" if narrow else "center", va="bottom", color=theme.soft, fontsize=10,
             rotation=30 if narrow else 0, rotation_mode="anchor",
         )  # fmt: skip
-        first += tokens
+        first += length
 
 
 def _draw_legend(figure: Figure, curves: list[_Curve], labels: list[str]) -> None:

@@ -91,6 +91,16 @@ class Run:
         except (KeyError, TypeError, ValueError):
             return math.nan
 
+    def training_seconds(self, steps: np.ndarray) -> np.ndarray:
+        """float64 [n]: time spent in training steps, without evaluation and saving, when so many were done; NaN where the run has
+        recorded no times, or has not come that far."""
+        taken = self.series("perf/step_seconds")
+        if not len(taken):
+            return np.full(len(steps), np.nan)
+        first = taken.steps[0] - 1
+        ends = np.concatenate([[0.0], np.nancumsum(taken.values)])
+        return np.interp(steps, np.concatenate([[first], taken.steps]), ends, left=np.nan, right=np.nan)
+
     @property
     def stages(self) -> list[dict]:
         return [stage for stage in self.plan.get("stages") or [] if isinstance(stage, dict)]

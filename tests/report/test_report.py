@@ -1,3 +1,4 @@
+import base64
 import json
 import math
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixlab.errors import UserError
-from mixlab.report import tables, text
+from mixlab.report import plots, tables, text
 from mixlab.report.charts import charts, set_charts
 from mixlab.report.page import write_report
 from mixlab.report.runs import Series, labels, read_run, read_runs
@@ -39,6 +40,7 @@ def make_run(path, name="tiny", offset=1.0, error=0.03, evaluates=True, files=Tr
                 "train/grad_norm": 1.0 + 1 / step,
                 "train/learning_rate": 0.01 * min(1, step / 10),
                 "perf/tokens_per_second": 1000.0,
+                "perf/step_seconds": 0.5 if step <= 40 else 1.0,
             }
         if evaluates and step % 20 == 0:
             for domain, key in enumerate(["code", "odd/name $x$ <b>"]):
@@ -113,7 +115,9 @@ class Page(HTMLParser):
         attributes = dict(attributes)
         self.tags.append(tag)
         self.addresses += [attributes[key] for key in ("src", "srcset", "href") if key in attributes]
-        if tag == "table":
+        if tag == "figure":
+            self.pictures.append(attributes["id"])
+        elif tag == "table":
             self.tables.append([])
         elif tag == "tr":
             self.tables[-1].append([])
@@ -213,9 +217,9 @@ def test_opens_offline_with_all_its_pictures(name, request):
     index = request.getfixturevalue(name)
     page = Page(index)
     pictures = {file.name for file in index.parent.glob("*.png")}
-    assert set(page.addresses) == pictures and len(pictures) == 2 * (5 + 2)
-    for picture in pictures:
-        assert (index.parent / picture).read_bytes().startswith(b"\x89PNG")
+    held = [base64.b64decode(address.removeprefix("data:image/png;base64,")) for address in page.addresses]
+    assert set(held) == {(index.parent / picture).read_bytes() for picture in pictures}
+    assert len(pictures) == len(held) == 2 * (7 + 2) and all(picture.startswith(b"\x89PNG") for picture in held)
     assert not {"link", "iframe", "object"} & set(page.tags)
 
 
@@ -257,7 +261,7 @@ def test_a_run_that_never_had_a_finite_loss(tmp_path):
     records = [r | {"train/loss": None, "eval/macro/bits_per_byte": None} for r in records]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     page = Page(write_report([run], tmp_path / "out"))
-    assert "loss.png" not in page.addresses and "learning_rate.png" in page.addresses
+    assert "loss" not in page.pictures and "learning_rate" in page.pictures
     assert page.row("macro")[1] == "– ± 0.0150"
 
 
@@ -324,6 +328,18 @@ def test_a_resumed_run_counts_its_later_lines_and_reports_torn_ones(tmp_path):
     assert "plan.json could not be read" in read_run(path).notes and read_run(path).stages == []
 
 
+def test_time_spent_training(tmp_path):
+    run = read_run(make_run(tmp_path / "run"))
+    assert run.training_seconds(np.array([0, 1, 40, 60, 61])).tolist()[:4] == [0, 0.5, 20, 40]
+    assert np.isnan(run.training_seconds(np.array([61]))).all()
+    assert plots._by_time([run]) == [("main", 20), ("cooldown", 20)]  # one lasts 40 steps, the other 20
+    assert [chart.stem for chart in charts([run]) if chart.by_time] == ["bits_per_byte_by_time", "loss_by_time"]
+    timeless = read_run(make_run(tmp_path / "timeless"))
+    del timeless.metrics["perf/step_seconds"]
+    assert not [chart for chart in charts([timeless]) if chart.by_time]
+    assert [plots.draw(chart, [timeless, run], ["a", "b"], plots.LIGHT)[:4] for chart in charts([timeless, run])]
+
+
 def test_labels_add_as_much_folder_as_needed(tmp_path):
     paths = [make_run(tmp_path / place, name, evaluates=False, files=False) for place, name in
              [("x/run", "same"), ("y/run", "same"), ("z/other", "same"), ("w/run", "alone")]]  # fmt: skip
@@ -379,7 +395,7 @@ def test_the_caller_s_matplotlib_is_left_alone(tmp_path, monkeypatch):
 
 def test_pictures_only_of_what_was_recorded(tmp_path):
     runs = read_runs([make_run(tmp_path / "run", evaluates=False)])
-    assert [c.stem for c in charts(runs)] == ["loss", "learning_rate", "gradient_norm", "speed"]
+    assert [c.stem for c in charts(runs)] == ["loss", "learning_rate", "gradient_norm", "speed", "loss_by_time"]
     assert set_charts(runs) == []
 
 
