@@ -55,8 +55,9 @@ def run(config: Config, workdir: Path, step: int | None, steps: int, share: floa
     """The whole test; returns the matrix as a Markdown table. UserError, before anything is trained, for whatever can be
     known by then."""
     from mixlab.report.dependence import as_markdown, write_dependence
-    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
+    from mixlab.training.checkpoint import Checkpoints
     from mixlab.training.continuation import Continuation
+    from mixlab.training.places import checkpoints_of
 
     everything, enabled = sorted(config.experiments), config.experiments_enabled
     tested = [name for name in everything if enabled is None or name in enabled]

@@ -122,8 +122,9 @@ def evaluate_checkpoints(
     from mixlab.evals.benchmarks import open_benchmarks
     from mixlab.evals.evaluation import Evaluation
     from mixlab.parallel.mesh import make_mesh
-    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
+    from mixlab.training.checkpoint import Checkpoints
     from mixlab.training.optimizer import make_optimizer
+    from mixlab.training.places import checkpoints_of
     from mixlab.training.state import plan_state
 
     data = open_data(config)

@@ -68,8 +68,9 @@ def probe_checkpoints(
     from mixlab.evals.probes import open_probes
     from mixlab.inject.control_log import read_log
     from mixlab.parallel.mesh import make_mesh
-    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
+    from mixlab.training.checkpoint import Checkpoints
     from mixlab.training.optimizer import make_optimizer
+    from mixlab.training.places import checkpoints_of
     from mixlab.training.state import plan_state
 
     data = open_data(config)

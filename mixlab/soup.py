@@ -135,7 +135,8 @@ def _weights(text: str | None, count: int) -> list[float]:
 
 
 def _open(named: str, stack: contextlib.ExitStack) -> Ingredient:
-    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
+    from mixlab.training.checkpoint import Checkpoints
+    from mixlab.training.places import checkpoints_of
     from mixlab.training.start import read_config
 
     name, _, step = named.rpartition(":")

@@ -13,7 +13,8 @@ from mixlab.config import Config
 from mixlab.corpus.tokenizer import Tokenizer
 from mixlab.data import open_tokenizer
 from mixlab.errors import UserError
-from mixlab.training.checkpoint import Checkpoints, DamagedError, checkpoints_of
+from mixlab.training.checkpoint import Checkpoints, DamagedError
+from mixlab.training.places import checkpoints_of
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,9 @@ def find(config: configs.Config, flags):
     from mixlab.data import open_data
     from mixlab.evals.probing import Probing
     from mixlab.parallel.mesh import make_mesh
-    from mixlab.training.checkpoint import Checkpoints, checkpoints_of
+    from mixlab.training.checkpoint import Checkpoints
     from mixlab.training.optimizer import make_optimizer
+    from mixlab.training.places import checkpoints_of
     from mixlab.training.state import plan_state
 
     data = open_data(config)

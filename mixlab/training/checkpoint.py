@@ -277,33 +277,6 @@ class Checkpoints:
             del self._damaged[step]
 
 
-def checkpoints_of(folder: Path) -> Path | str:
-    """Where the checkpoints are of the run, soup or import in `folder`."""
-    try:
-        directory = json.loads((folder / "config.json").read_text())["checkpoint"]["directory"]
-    except (OSError, ValueError, KeyError, TypeError):
-        directory = None
-    there = (
-        folder / "checkpoints"
-    ).is_dir()  # a soup has them there, whatever the configuration of its ingredients says
-    return checkpoint_place(None if there else directory, folder)
-
-
-def checkpoint_place(directory: str | None, folder: Path) -> Path | str:
-    """Where those of a run in `folder` are, by `checkpoint.directory` of its configuration."""
-    if directory is None:
-        return folder / "checkpoints"
-    place = f"{directory.rstrip('/')}/{folder.absolute().name}"
-    return place if is_url(place) else Path(place)
-
-
-def has_checkpoints(place: Path | str) -> bool:
-    if isinstance(place, Path):
-        return any(path.name.isdigit() for path in place.glob("*"))
-    with Checkpoints(place, read_only=True) as checkpoints:
-        return bool(checkpoints.steps())
-
-
 def items(meta: dict[str, Any]) -> tuple[str, ...]:
     """Which trees a checkpoint of this meta holds: all of ITEMS, or the weights alone."""
     return tuple(item for item in ITEMS if any(name.startswith(item + "/") for name in meta["arrays"]))

@@ -29,12 +29,13 @@ from mixlab.report.runs import read_run
 from mixlab.report.spikes import spike_scores
 from mixlab.run_folder import RunFolder
 from mixlab.stream import BatchShape
-from mixlab.training.checkpoint import Checkpoints, checkpoint_place, checkpoints_of, has_checkpoints
+from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.control import Control
 from mixlab.training.guard import Diverged, Guard, RollBack
 from mixlab.training.history import History
 from mixlab.training.metrics import MetricsLog
 from mixlab.training.optimizer import make_optimizer
+from mixlab.training.places import check_place, checkpoint_place
 from mixlab.training.progress import Progress
 from mixlab.training.recorder import Recorder
 from mixlab.training.signals import StopSignal
@@ -60,7 +61,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     _keep_compiled()
     origin = load_origin(config, data, layout, optimizer, workdir)
     place = checkpoint_place(config.checkpoint.directory, workdir)
-    _check_place(place, workdir)
+    check_place(place, workdir)
     folder = RunFolder(workdir, config, plan, allow_change)
     if origin:
         folder.note(origin=origin.record)
@@ -94,54 +95,13 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         ):
             for note in (f"going on from step {first:,}",) if restored else origin.notes if origin else ():
                 progress.note(note)
-            guard = Guard(config.training, meta.get("guard", {}))
-
-            def run_from(first: int, meta: dict) -> _Run:
-                recorder, history = (
-                    Recorder(config, data, log, progress, first, guard),
-                    History(data.stream, first, meta["read"]),
-                )
-                return _Run(
-                    config,
-                    data,
-                    layout,
-                    tools,
-                    control,
-                    checkpoints,
-                    recorder,
-                    history,
-                    guard,
-                    folder,
-                    watchdog,
-                    progress.note,
-                )
-
-            run = run_from(first, meta)
+            run = _Run(config, data, layout, tools, checkpoints, folder, log, progress, watchdog)
+            run.set_out(first, meta, control, Guard(config.training, meta.get("guard", {})))
             run.begin(state, first, restored is not None)
             if not (workdir / "baselines.json").exists():
                 folder.write("baselines.json", json.dumps(tools.evaluation.baselines(), indent=2) + "\n")
             try:
-                while True:
-                    try:
-                        state = run.train(state, stop)
-                        break
-                    except RollBack as error:
-                        fault = error
-                    watchdog.watch("going back to the last checkpoint", BETWEEN)
-                    state = None  # makes room for the one that is read
-                    checkpoints.wait()
-                    state, meta = checkpoints.restore(layout.abstract)
-                    first = int(state["step"])
-                    log.cut_back(first)
-                    control = _control(config, data, meta, workdir)
-                    guard = guard.after(fault, first, meta.get("guard", {}))
-                    folder.note(roll_backs=guard.roll_backs)
-                    gone = guard.roll_backs[-1]
-                    progress.note(
-                        f"{fault}; back to step {first:,}, and past the batches of steps {gone['first_step']:,} to "
-                        f"{gone['last_step']:,} (roll back {len(guard.roll_backs)} of {config.training.max_roll_backs})"
-                    )
-                    run = run_from(first, meta)
+                state = run.train(state, stop)
             except Diverged as error:
                 progress.note(str(error))
                 folder.note(exit="diverged", spike_score=spike_scores(read_run(workdir)))
@@ -203,18 +163,21 @@ class _Run:
         data: Data,
         layout: Layout,
         tools: _Tools,
-        control: Control,
         checkpoints: Checkpoints,
-        recorder: Recorder,
-        history: History,
-        guard: Guard,
         folder: RunFolder,
+        log: MetricsLog,
+        progress: Progress,
         watchdog: Watchdog,
-        tell: Callable[[str], None],
     ):
-        self._config, self._data, self._layout, self._tools, self._control = config, data, layout, tools, control
-        self._checkpoints, self._recorder, self._history = checkpoints, recorder, history
-        self._guard, self._folder, self._watchdog, self._tell = guard, folder, watchdog, tell
+        self._config, self._data, self._layout, self._tools = config, data, layout, tools
+        self._checkpoints, self._folder, self._log, self._progress = checkpoints, folder, log, progress
+        self._watchdog, self._tell = watchdog, progress.note
+
+    def set_out(self, first: int, meta: dict, control: Control, guard: Guard) -> None:
+        """From step `first`. meta: of the checkpoint of that step; of a run without one, {"read": what its weights have read}."""
+        self._control, self._guard = control, guard
+        self._recorder = Recorder(self._config, self._data, self._log, self._progress, first, guard)
+        self._history = History(self._data.stream, first, meta["read"])
 
     def begin(self, state: State, step: int, restored: bool) -> None:
         """What comes before the first step of this process."""
@@ -231,6 +194,34 @@ class _Run:
 
     def train(self, state: State, stop: StopSignal) -> State:
         """Steps from the state's step to the end, or until asked to stop; the state returned is saved."""
+        while True:
+            try:
+                return self._steps(state, stop)
+            except RollBack as error:
+                fault = error.with_traceback(None)  # which would hold on to the state
+            del state  # makes room for the one that is read
+            state = self._go_back(fault)
+
+    def _go_back(self, fault: RollBack) -> State:
+        """To the last checkpoint, and past the batch at fault: all as if the run had been started again."""
+        self._watchdog.watch("going back to the last checkpoint", BETWEEN)
+        self._checkpoints.wait()
+        restored = self._checkpoints.restore(self._layout.abstract)
+        assert restored is not None  # a run that may roll back saves where it begins
+        state, meta = restored
+        first = int(state["step"])
+        self._log.cut_back(first)
+        guard = self._guard.after(fault, first, meta.get("guard", {}))
+        self.set_out(first, meta, _control(self._config, self._data, meta, self._folder.path), guard)
+        self._folder.note(roll_backs=guard.roll_backs)
+        gone, count = guard.roll_backs[-1], len(guard.roll_backs)
+        self._tell(
+            f"{fault}; back to step {first:,}, and past the batches of steps {gone['first_step']:,} to "
+            f"{gone['last_step']:,} (roll back {count} of {self._config.training.max_roll_backs})"
+        )
+        return state
+
+    def _steps(self, state: State, stop: StopSignal) -> State:
         config, control, total = self._config, self._control, self._config.total_steps
         self._recorder.resume_clock()
         first = int(state["step"])
@@ -328,18 +319,6 @@ def _control(config: Config, data: Data, meta: dict, workdir: Path) -> Control:
     """As decided up to a checkpoint of this meta; nothing is, before a run's first."""
     decided = read_log(workdir / "control.jsonl", meta["control_log"]) if "control_log" in meta else ControlLog()
     return Control(config, data, decided, workdir)
-
-
-def _check_place(place: Path | str, workdir: Path) -> None:
-    """UserError when the checkpoints at `place` are those of another run, or this run's are elsewhere."""
-    if not (workdir / "config.json").exists():
-        if has_checkpoints(place):
-            raise UserError(
-                f"checkpoint.directory: {place} holds checkpoints of another run than {workdir}; put the folder of that run "
-                "back, or name another --workdir"
-            )
-    elif str(there := checkpoints_of(workdir)) != str(place) and has_checkpoints(there) and not has_checkpoints(place):
-        raise UserError(f"checkpoint.directory: the run's checkpoints are in {there}; copy them to {place} first")
 
 
 def _due(step: int, every: int) -> bool:

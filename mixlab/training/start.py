@@ -18,8 +18,9 @@ from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.errors import UserError
 from mixlab.schema import differences, plain
-from mixlab.training.checkpoint import Checkpoints, checkpoint_place, checkpoints_of, has_checkpoints
+from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.history import History, Stretch, first_difference
+from mixlab.training.places import checkpoint_place, checkpoints_of, has_checkpoints
 from mixlab.training.state import Layout, State
 
 # Keys of the model that do not change the function that given weights compute, …
