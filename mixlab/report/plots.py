@@ -77,7 +77,7 @@ def draw(chart: Chart, runs: list[Run], labels: list[str], theme: Theme) -> byte
         references = _references(chart, runs)
         _across_axis(axes, curves, chart.by_time, alone=len(runs) == 1)
         _values_axis(axes, chart, curves, list(references.values()) if len(runs) == 1 else [], theme)
-        _draw_references(axes, references, theme)
+        _draw_references(axes, references, curves, theme)
         bands = _by_time(runs) if chart.by_time else stages(runs, "tokens")
         draw_stages(axes, bands, theme)
         if len(runs) > 1:
@@ -213,16 +213,18 @@ def _references(chart: Chart, runs: list[Run]) -> dict[str, float]:
     return {kind: value for kind, value in values.items() if np.isfinite(value)}
 
 
-def _draw_references(axes: Axes, references: dict[str, float], theme: Theme) -> None:
+def _draw_references(axes: Axes, references: dict[str, float], curves: list[_Curve], theme: Theme) -> None:
     low, high = axes.get_ylim()
+    ends = np.array([curve.line[np.isfinite(curve.line)][-1] for curve in curves])
     for kind, value in references.items():
         if not low < value < high:
             continue
         axes.axhline(value, color=theme.soft, linestyle=(0, (5, 3)), linewidth=1.2, zorder=1.5)
         place = {"va": "bottom", "xytext": (0, 2)} if kind == "unigram" else {"va": "top", "xytext": (0, -3)}
+        crowded = (abs(ends - value) < 0.12 * (high - low)).any()  # where the curves end
         axes.annotate(
-            f"{kind} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), ha="right",
-            textcoords="offset points", color=theme.soft, fontsize=10, **place,
+            f"{kind} {value:.2f}", (0.02 if crowded else 1, value), xycoords=("axes fraction", "data"),
+            ha="left" if crowded else "right", textcoords="offset points", color=theme.soft, fontsize=10, **place,
         )  # fmt: skip
 
 
@@ -261,6 +263,8 @@ def draw_stages(axes: Axes, lengths: list[tuple[str, float]], theme: Theme) -> N
         last = min(first + length, right)
         if first >= right:
             break
+        if length <= 0:  # of a branch: what its trunk went through
+            continue
         if index % 2 == 0:
             axes.axvspan(first, last, color=theme.band, linewidth=0, zorder=0)
         per_inch = axes.figure.get_figwidth() * 0.85 / right

@@ -26,7 +26,8 @@ def count(value: float | None, unit: str = "") -> str:
         value = float(f"{value:.3g}")
         scale, suffix = next(s for s in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= s[0])
         value /= scale
-    text = f"{value:,.0f}" if abs(value) < 10_000 and not suffix and value == int(value) else f"{value:.3g}"
+    whole = not suffix and (value == int(value) or abs(value) >= 1000)
+    text = f"{value:,.0f}" if whole and abs(value) < 10_000 else f"{value:.3g}"
     return " ".join(filter(None, (text, suffix, unit)))
 
 

@@ -89,7 +89,7 @@ def test_a_report_tells_small_differences_that_pairing_shows(pair, tmp_path):
     assert code["differences"][0].interval and code["differences"][0].clear
     assert odd["differences"][0].error and macro["differences"][0].error
     page = Page(write_report(pair, tmp_path / "pair"))
-    cells = page.row("quizbits per byte of the right answer")
+    cells = page.row("bits per byte of the right answer")
     assert "95 % interval" in page.all and f"({change.interval})" in cells[3]
 
     alone = Page(write_report(pair[:1], tmp_path / "alone"))

@@ -413,7 +413,7 @@ def test_smoothing_stays_within_the_values_and_keeps_gaps(values):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0"), (9999, "9,999"), (12345, "12.3 k"), (999_960, "1 M"), (3_276_800, "3.28 M"), (7e12, "7 T"),
+    [(0, "0"), (9999, "9,999"), (3050.3, "3,050"), (2.5, "2.5"), (12345, "12.3 k"), (999_960, "1 M"), (3_276_800, "3.28 M"), (7e12, "7 T"),
      (1e30, "1e+30"), (None, "–"), (math.nan, "–"), ("many", "–")],
 )  # fmt: skip
 def test_counts(value, shown):
