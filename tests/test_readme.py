@@ -54,6 +54,12 @@ def place(tmp_path_factory):
         {"text": f"The lighthouse of island {i} was painted {colour}."} for i, colour in enumerate(("red", "white"))
     ]
     (folder / "data" / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+    (folder / "tasks.json").write_text(dict(blocks("json"))["tasks"])
+    questions = [{"query": f"Question: {i}?\nAnswer:", "choices": ["yes", "no"], "gold": i % 2} for i in range(9)]
+    words = [{"context": f"{i} and", "continuation": "more"} for i in range(3)]
+    sums = [{"question": f"{i} + 1?", "answer": f"{i + 1}"} for i in range(4)]
+    for name, items in (("arc", questions), ("words", words), ("sums", sums)):
+        (folder / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, items)))
     (folder / "tasks").mkdir()
     (folder / "tasks" / "capitals.yaml").write_text(CAPITALS.format(data=folder / "tasks" / "capitals.jsonl"))
     question = {"question": "The capital of France is", "choices": ["Paris", "Rome"], "gold": 0}
@@ -96,6 +102,7 @@ def test_every_command_runs(place):
         "runs/short/config.json",
         "stores/web/store.json",
         "comparison/index.html",
+        "runs/quickstart/evaluations.jsonl",
         "runs/sweep-my_run/table.txt",
         "sweep.sbatch",
         "dependence/index.html",
