@@ -242,6 +242,7 @@ FREE_KEYS = (
     "mesh.", "checkpoint.every_steps", "checkpoint.keep_", "evaluation.", "logging.", "loader.", "training.accumulation_steps", "training.loss_chunk_tokens",
     "training.on_non_finite", "training.max_skipped_steps", "training.spike_", "training.max_roll_backs",
     "training.hang_seconds", "model.remat", "model.layer_loop", "model.attention",
+    "model.sequence_attention",
 )  # fmt: skip
 
 

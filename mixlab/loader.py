@@ -9,11 +9,13 @@ from absl import flags
 from mixlab.config import LoaderConfig
 from mixlab.stream import Stream
 
+Rows = Mapping[tuple[int, int], np.ndarray]
+
 
 class _ProcessBatches:
     """Step -> the arrays of this process's rows; what grain indexes."""
 
-    def __init__(self, stream: Stream, first_step: int, end_step: int, mine: Mapping[int, np.ndarray] | None):
+    def __init__(self, stream: Stream, first_step: int, end_step: int, mine: Rows | None):
         self._stream, self._first, self._end, self._mine = stream, first_step, end_step, mine
 
     def __len__(self) -> int:
@@ -22,7 +24,7 @@ class _ProcessBatches:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         step = self._first + int(index)
         shape = self._stream.shape(step)
-        mine = np.arange(shape.rows) if self._mine is None else self._mine[shape.rows]
+        mine = np.arange(shape.rows) if self._mine is None else self._mine[shape.rows, shape.length]
         blocks = [
             self._stream.rows(step, int(block[0]), len(block)).arrays(shape.masked)
             for block in np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)  # nearly always one
@@ -34,13 +36,13 @@ def batches(
     stream: Stream,
     first_step: int,
     config: LoaderConfig,
-    mine: Mapping[int, np.ndarray] | None = None,
+    mine: Rows | None = None,
     end_step: int | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """(step, arrays [rows of this process, L]) from `first_step` up to, and without, `end_step` (None: to the end of the
     run). Nothing from `end_step` on is read.
 
-    mine: rows of a batch -> which of them this process supplies, ascending (`parallel.mesh.host_rows`); None: all.
+    mine: (rows, length) of a batch -> which rows this process supplies, ascending (`parallel.mesh.host_rows`); None: all.
     Segment ids are left out of a step that masks no documents. Any threads, workers and read-ahead give the same."""
     end = len(stream) if end_step is None else end_step
     source = grain.MapDataset.source(_ProcessBatches(stream, first_step, end, mine))

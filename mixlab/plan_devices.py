@@ -21,7 +21,8 @@ from mixlab.config import Config
 from mixlab.errors import UserError
 from mixlab.model.config import ModelConfig
 from mixlab.model.size import flops_per_token, parameter_count
-from mixlab.parallel.mesh import AXES, MeshConfig
+from mixlab.parallel import lengths
+from mixlab.parallel.mesh import AXES, MeshConfig, named, row_shards
 from mixlab.report.text import duration
 from mixlab.schedule.stages import Stage
 from mixlab.training.metrics import PEAK_FLOPS
@@ -84,7 +85,7 @@ def parse_devices(text: str) -> Devices:
 def state_bytes(model: ModelConfig, optimizer: OptimizerConfig, mesh: MeshConfig) -> dict[str, int]:
     """Bytes of one device for "parameters" and "moments" (with the optimiser's counters). UserError when the mesh does not
     fit the model."""
-    sizes = AbstractMesh(dataclasses.astuple(mesh), AXES)
+    sizes = AbstractMesh(mesh.sizes, AXES)
     abstract = plan_state(model, make_optimizer(optimizer), sizes).abstract
 
     def total(tree) -> int:
@@ -102,6 +103,8 @@ def activation_bytes(config: Config, mesh: MeshConfig, tokens: int, remat: str |
     gated = c.activation == "swiglu"
     # Everything a layer computes that its gradient needs: norms, rotated and plain queries and keys, the MLP's inside.
     everything = 10 * width + 4 * heads + 2 * kv + (5 if gated else 4) * mlp
+    if mesh.sequence > 1 and c.sequence_attention == "gather":  # keys and values of whole rows, their gradients
+        everything += 2 * kv * mesh.sequence * (1 + 4 / _compute_bytes(config))
     # Its input; and what the projections give, but for the last, which is only added.
     kept = {"none": everything, "dots": 2 * width + heads + 2 * kv + (2 if gated else 1) * mlp, "full": width}
     values = c.layers * kept[remat or c.remat] + everything
@@ -112,15 +115,14 @@ def loss_bytes(config: Config, mesh: MeshConfig, tokens: int) -> int:
     """Bytes of one device for a chunk's logits and their gradient, float32, and the gradient of the output matrix."""
     c = config.model
     vocabulary = c.padded_vocab_size / mesh.tensor
-    shards = mesh.data * mesh.fsdp
-    chunk = min(math.ceil(config.training.loss_chunk_tokens / shards), tokens)
+    chunk = min(math.ceil(config.training.loss_chunk_tokens / token_shards(mesh)), tokens)
     return int(chunk * vocabulary * 8 + c.d_model * vocabulary * 4)
 
 
 def gathered_bytes(config: Config, mesh: MeshConfig) -> int:
-    """Bytes of one device for weights that fsdp brings together: two layers in the compute type, one layer's gradient, and
-    the embedding."""
-    if mesh.fsdp == 1:
+    """Bytes of one device for weights that fsdp and sequence bring together: two layers in the compute type, one layer's
+    gradient, and the embedding."""
+    if mesh.fsdp * mesh.sequence == 1:
         return 0
     c = config.model
     tables = c.padded_vocab_size * c.d_model * (1 if c.tied_head else 2)
@@ -135,7 +137,7 @@ def _compute_bytes(config: Config) -> int:
 def memory(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...]) -> dict[str, int]:
     """Bytes of one device by what they are for, at their highest: in the stage with the most tokens a step."""
     parts = config.training.accumulation_steps
-    tokens = max(stage.tokens_per_step for stage in stages) // (mesh.data * mesh.fsdp * parts)
+    tokens = max(stage.tokens_per_step for stage in stages) // (token_shards(mesh) * parts)
     state = state_bytes(dataclasses.replace(config.model, remat="none"), config.optimizer, mesh)
     return state | {
         "gradients": state["parameters"] * (1 if parts == 1 else 2),
@@ -147,31 +149,20 @@ def memory(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...]) -> dict[
 
 def resolve(mesh: MeshConfig, devices: int) -> MeshConfig:
     """The mesh with its -1 replaced. UserError when the sizes do not use every device."""
-    sizes = dataclasses.astuple(mesh)
-    fixed = math.prod(size for size in sizes if size != -1)
-    whole = MeshConfig(*(devices // fixed if size == -1 else size for size in sizes))
-    if math.prod(dataclasses.astuple(whole)) != devices:
+    fixed = math.prod(size for size in mesh.sizes if size != -1)
+    sizes = (devices // fixed if size == -1 else size for size in mesh.sizes)
+    whole = dataclasses.replace(mesh, **dict(zip(AXES, sizes, strict=True)))
+    if math.prod(whole.sizes) != devices:
         raise UserError(
-            f"mesh: data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not use {devices} devices; set the "
-            "sizes so that their product is that number, or one of them to -1"
+            f"mesh: {named(mesh.sizes)} does not use {devices} devices; set the sizes so that their product is that number, "
+            "or one of them to -1"
         )
     return whole
 
 
-def split_problem(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...]) -> str | None:
-    """Why the rows of a step cannot be split over the devices, with what can, or None."""
-    unit = mesh.data * mesh.fsdp * config.training.accumulation_steps
-    for number, stage in enumerate(stages):
-        rows, length = stage.shapes()[-1][:2]
-        if rows % unit:
-            below = rows // unit * unit * length
-            return (
-                f"stages.{number}: {rows} rows of {length} tokens a step cannot be split over data x fsdp = "
-                f"{mesh.data * mesh.fsdp} devices in {config.training.accumulation_steps} accumulation steps; use "
-                f"{f'tokens_per_step={below} or ' if below else ''}tokens_per_step={(rows // unit + 1) * unit * length}, "
-                "fewer devices, or a larger mesh.tensor"
-            )
-    return None
+def token_shards(mesh: MeshConfig) -> int:
+    """Into how many parts the tokens of a batch are divided."""
+    return row_shards(vars(mesh)) * mesh.sequence
 
 
 def fits(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...], devices: Devices) -> bool:
@@ -179,15 +170,15 @@ def fits(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...], devices: D
         needed = sum(memory(config, mesh, stages).values())
     except UserError:  # the model cannot be split so
         return False
-    return needed <= devices.usable_bytes and split_problem(config, mesh, stages) is None
+    return needed <= devices.usable_bytes and not _unsplit(config, mesh, stages)
 
 
 def plan_on(config: Config, stages: tuple[Stage, ...], devices: Devices, utilisation: float) -> dict:
     """Memory, operations and expected time on these devices, as JSON holds them. UserError when it cannot run there, with the
     nearest settings that can."""
     mesh = resolve(config.mesh, devices.count)
-    if wrong := split_problem(config, mesh, stages):
-        raise UserError(f"--devices={devices.name}: {wrong}")
+    if wrong := _unsplit(config, mesh, stages):
+        raise UserError("\n".join(f"--devices={devices.name}: {problem}" for problem in wrong))
     needed = memory(config, mesh, stages)
     if sum(needed.values()) > devices.usable_bytes:
         parts = ", ".join(f"{name} {count / GIB:,.1f}" for name, count in needed.items())
@@ -211,11 +202,12 @@ def plan_on(config: Config, stages: tuple[Stage, ...], devices: Devices, utilisa
                 "seconds": flops / speed,
             }
         )
-    tokens = max(s.tokens_per_step for s in stages) // (mesh.data * mesh.fsdp * config.training.accumulation_steps)
+    tokens = max(s.tokens_per_step for s in stages) // (token_shards(mesh) * config.training.accumulation_steps)
     return {
         "name": devices.name,
         "devices": devices.count,
-        "mesh": dataclasses.asdict(mesh),
+        "mesh": dict(zip(AXES, mesh.sizes, strict=True)),
+        "meshes_by_length": _meshes_by_length(config, mesh, stages),
         "memory_bytes": devices.memory_bytes,
         "usable_bytes": devices.usable_bytes,
         "peak_flops": devices.peak_flops,
@@ -228,7 +220,7 @@ def plan_on(config: Config, stages: tuple[Stage, ...], devices: Devices, utilisa
 
 def as_text(plan: dict) -> str:
     """`plan_on` for people."""
-    mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
+    mesh = named(plan["mesh"].values())
     needed, stages = plan["needed_bytes"], plan["stages"]
     lines = [
         f"on {plan['name']}: {plan['devices']:,} devices of {plan['memory_bytes'] / GIB:,.0f} GiB and "
@@ -239,6 +231,8 @@ def as_text(plan: dict) -> str:
         + ", ".join(f"{remat} {count / GIB:,.2f}" for remat, count in plan["activation_bytes_by_remat"].items())
         + " GiB)",
     ]
+    for length, sizes in plan["meshes_by_length"].items():
+        lines.append(f"  rows of {length} tokens: {named(sizes.values())}")
     for stage in stages:
         lines.append(
             f"  stage {stage['name']}: {stage['tokens_per_device_and_step']:,} tokens a device and step, "
@@ -246,6 +240,21 @@ def as_text(plan: dict) -> str:
             f"{plan['mfu']:.0%} of the peak, {duration(stage['seconds'])} in all"
         )
     return "\n".join(lines)
+
+
+def _unsplit(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...]) -> list[str]:
+    return lengths.problems(mesh, config.model, stages, config.training.accumulation_steps)
+
+
+def _meshes_by_length(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...]) -> dict[str, dict[str, int]]:
+    """Length of rows -> the mesh that serves them, of lengths that another mesh serves than the run's."""
+    found = {}
+    for stage in stages:
+        for rows, length in stage.shapes():
+            sizes = lengths.sizes_for(mesh, rows, length, config.training.accumulation_steps)
+            if sizes not in (None, mesh):
+                found[f"{length:,}"] = dict(zip(AXES, sizes.sizes, strict=True))
+    return found
 
 
 def _remedy(config: Config, mesh: MeshConfig, stages: tuple[Stage, ...], devices: Devices) -> str:
@@ -264,15 +273,16 @@ def _changes(
     """Settings that save memory, those that cost least first: splitting the parameters, then accumulation and
     recomputing, then splitting the layers."""
     model, training = config.model, config.training
+    kept = mesh.sequence * mesh.expert
     options = []
     for t, f, remat, p in itertools.product(range(4), range(14), REMAT[REMAT.index(model.remat) :], range(7)):
         tensor, fsdp, parts = mesh.tensor * 2**t, mesh.fsdp * 2**f, training.accumulation_steps * 2**p
-        least = 12 * parameter_count(model) / (tensor * fsdp)  # parameter, moment and gradient
-        if devices % (tensor * fsdp) == 0 and least < usable_bytes:
+        least = 12 * parameter_count(model) / (tensor * fsdp * mesh.sequence)  # parameter, moment and gradient
+        if devices % (tensor * fsdp * kept) == 0 and least < usable_bytes:
             cost = 0.1 * f + p + 1.5 * (REMAT.index(remat) - REMAT.index(model.remat)) + 4 * t
             options.append((cost, tensor, fsdp, remat, parts))
     for _, tensor, fsdp, remat, parts in sorted(options):
-        other = MeshConfig(devices // (tensor * fsdp), fsdp, tensor)
+        other = dataclasses.replace(mesh, data=devices // (tensor * fsdp * kept), fsdp=fsdp, tensor=tensor)
         values = {
             "mesh.data": (config.mesh.data, other.data),
             "mesh.fsdp": (mesh.fsdp, fsdp),

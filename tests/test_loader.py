@@ -19,7 +19,7 @@ def stream(memory_store):
 
 def check(stream, config, first_step=0, mine=None):
     steps = []
-    for step, arrays in batches(stream, first_step, config, None if mine is None else {4: np.array(mine)}):
+    for step, arrays in batches(stream, first_step, config, None if mine is None else {(4, 16): np.array(mine)}):
         steps.append(step)
         whole = stream.rows(step, 0, 4).arrays()
         assert arrays.keys() == whole.keys()

@@ -22,7 +22,7 @@ from mixlab import errors
 from mixlab.errors import UserError
 from mixlab.evals.generate import until
 from mixlab.evals.probing import Probing
-from mixlab.parallel.mesh import make_mesh
+from mixlab.parallel.mesh import make_mesh, row_shards
 from mixlab.trained import open_trained
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.state import plan_state
@@ -60,7 +60,7 @@ class MixlabLM(TemplateLM):
         self.step = meta["step"]
         rows = config.evaluation.rows
         if not str(batch_size).startswith("auto"):
-            rows = int(batch_size) * self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+            rows = int(batch_size) * row_shards(self._mesh.shape)
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, rows=rows))
         self._probing = Probing(config, layout, None)
         self.max_length = config.model.context_length

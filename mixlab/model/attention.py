@@ -7,6 +7,7 @@ finite, nobody else reads them, and a loss that gives them no weight sends no gr
 ids a token attends to all at or before it, and nothing is compared.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from mixlab.errors import UserError
 from mixlab.model.blockwise import blockwise
+from mixlab.model.sequence import attend_divided, is_divided
 from mixlab.model.sharding import mesh_axes
 
 DENSE_LENGTH = 1024  # the longest rows that an accelerator without its own kernel gets whole
@@ -22,9 +24,19 @@ KERNEL_LENGTH = 128  # both Pallas kernels want lengths that are a multiple of t
 Array = jax.Array
 
 
-def attend(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array | None, kernel: str) -> Array:
-    """Causal attention within segments by the named kernel, a key of KERNELS, or "auto". UserError for a
-    kernel that this backend cannot run."""
+def attend(
+    q_BxLxHxD: Array,
+    k_BxLxKxD: Array,
+    v_BxLxKxD: Array,
+    segment_ids_BxL: Array | None,
+    kernel: str,
+    across: str = "gather",
+) -> Array:
+    """Causal attention within segments by the named kernel, a key of KERNELS, or "auto"; where the mesh divides rows along
+    their length, `across` devices as `sequence` has it. UserError for a kernel that this backend cannot run."""
+    if is_divided(q_BxLxHxD.shape[1]):
+        local = functools.partial(attend, kernel=kernel)
+        return attend_divided(q_BxLxHxD, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL, across, local)
     backend = jax.default_backend()
     if kernel == "auto":
         _, length, _, head_dim = q_BxLxHxD.shape
@@ -154,7 +166,7 @@ def _on_each_device(
     """Runs a Pallas kernel on every device's own rows and heads. The partitioner cannot look into a kernel,
     so without this it would gather the whole batch everywhere."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
         return rows(q, k, v, *segments)
     batch = mesh_axes("batch", q.shape[0])
     # Queries and their keys must stay together: heads are divided only when both divide in the same way.

@@ -54,17 +54,8 @@ def _forward(q, k, v, segments):
         peak, mass, out = carry
         i, j = pair
         scores = _scores(q[i], k[j], segments, i, j, diagonal)
-        # A row's diagonal block comes first, so `peak` is finite before a block without a visible key is met.
-        new_peak = jnp.maximum(peak[i], scores.max(axis=-1))
-        shrink = jnp.exp(peak[i] - new_peak)
-        weights = jnp.exp(scores - new_peak[..., None])
-        update = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v[j], preferred_element_type=wide)
-        peak, mass, out = (
-            peak.at[i].set(new_peak),
-            mass.at[i].set(mass[i] * shrink + weights.sum(axis=-1)),
-            out.at[i].set(out[i] * shrink[..., None] + update),
-        )
-        return (peak, mass, out), None
+        new = absorb(peak[i], mass[i], out[i], scores, v[j])
+        return tuple(whole.at[i].set(part) for whole, part in zip(carry, new, strict=True)), None
 
     start = (jnp.full(q.shape[:-1], -jnp.inf, wide), jnp.zeros(q.shape[:-1], wide), jnp.zeros(q.shape, wide))
     peak, mass, out = _lower_triangle(visit, start, len(q), segments is not None)
@@ -75,19 +66,14 @@ def _forward(q, k, v, segments):
 def _backward(saved, d_out):
     q, k, v, segments, out, log_mass = saved
     wide = log_mass.dtype
-    einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
     overlap = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)  # n B K G C
 
     def visit(carry, pair, diagonal):
         d_q, d_k, d_v = carry
         i, j = pair
-        weights = jnp.exp(_scores(q[i], k[j], segments, i, j, diagonal) - log_mass[i][..., None])
-        d_weights = einsum("bkgqd,bksd->bkgqs", d_out[i], v[j])
-        d_scores = (weights * (d_weights - overlap[i][..., None])).astype(q.dtype)
-        d_q = d_q.at[i].add(einsum("bkgqs,bksd->bkgqd", d_scores, k[j]))
-        d_k = d_k.at[j].add(einsum("bkgqs,bkgqd->bksd", d_scores, q[i]))
-        d_v = d_v.at[j].add(einsum("bkgqs,bkgqd->bksd", weights.astype(q.dtype), d_out[i]))
-        return (d_q, d_k, d_v), None
+        scores = _scores(q[i], k[j], segments, i, j, diagonal)
+        to_q, to_k, to_v = gradients(q[i], k[j], v[j], scores, log_mass[i], d_out[i], overlap[i])
+        return (d_q.at[i].add(to_q), d_k.at[j].add(to_k), d_v.at[j].add(to_v)), None
 
     start = tuple(jnp.zeros(a.shape, wide) for a in (q, k, v))
     d_q, d_k, d_v = _lower_triangle(visit, start, len(q), segments is not None)
@@ -95,6 +81,31 @@ def _backward(saved, d_out):
 
 
 _blockwise.defvjp(_forward, _backward)
+
+
+def absorb(peak, mass, out, scores, v):
+    """(peak, mass, out) of a block of queries, with one more block of keys: largest score and sum of exponentials
+    [B, K, G, C], sum of values [B, K, G, C, D], both relative to the peak. scores [B, K, G, C, C], -inf where not visible:
+    of each query, the first block that is absorbed has a visible key, so the peak is finite from then on."""
+    new_peak = jnp.maximum(peak, scores.max(axis=-1))
+    shrink = jnp.exp(peak - new_peak)
+    weights = jnp.exp(scores - new_peak[..., None])
+    update = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v, preferred_element_type=out.dtype)
+    return new_peak, mass * shrink + weights.sum(axis=-1), out * shrink[..., None] + update
+
+
+def gradients(q, k, v, scores, log_mass, d_out, overlap):
+    """What a pair of blocks adds to the gradients of its q, k, v. log_mass, overlap [B, K, G, C]: of the queries over all
+    keys, the logarithm of the sum of exponentials, and d_out · out."""
+    einsum = functools.partial(jnp.einsum, preferred_element_type=log_mass.dtype)
+    weights = jnp.exp(scores - log_mass[..., None])
+    d_weights = einsum("bkgqd,bksd->bkgqs", d_out, v)
+    d_scores = (weights * (d_weights - overlap[..., None])).astype(q.dtype)
+    return (
+        einsum("bkgqs,bksd->bkgqd", d_scores, k),
+        einsum("bkgqs,bkgqd->bksd", d_scores, q),
+        einsum("bkgqs,bkgqd->bksd", weights.astype(q.dtype), d_out),
+    )
 
 
 def _lower_triangle(visit, carry, n: int, masked: bool):

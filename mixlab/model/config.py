@@ -40,6 +40,7 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"  # recompute in backward: nothing, all but projections, all
     layer_loop: Literal["auto", "scan", "unroll"] = "auto"
     attention: Literal["auto", "dense", "blockwise", "splash", "triton"] = "auto"
+    sequence_attention: Literal["gather", "ring", "all_to_all"] = "gather"  # how, where mesh.sequence divides rows
 
     @property
     def padded_vocab_size(self) -> int:

@@ -64,4 +64,4 @@ def _look_back(q_BxHxD: jax.Array, k_BxLxKxD: jax.Array, v_BxLxKxD: jax.Array, a
 
 
 def _place(kept: jax.Array) -> jax.Array:
-    return constrain(kept, None, "batch", "length", "kv_heads", None)
+    return constrain(kept, None, "batch", None, "kv_heads", None)

@@ -17,6 +17,7 @@ from mixlab.model.config import ModelConfig, config_problems
 from mixlab.model.init import residual_init, weight_init
 from mixlab.model.layers import PROJECTION, Linear, Norm, parameter
 from mixlab.model.rope import Rotation, rotate, rotation
+from mixlab.model.sequence import from_stripes, is_divided, to_stripes
 from mixlab.model.sharding import constrain
 
 UNROLL_LAYERS = 12  # deeper stacks are scanned on CPU too: compile time is linear in an unrolled depth
@@ -33,11 +34,12 @@ class Attention(nnx.Module):
         self.output = Linear(query_width, c.d_model, ("heads", "embed"), bias=bias, init=residual_init(c), rngs=rngs)
         self.query_norm = Norm(c.norm, query_width, c.norm_eps, "heads", rngs=rngs) if c.qk_norm else None
         self.key_norm = Norm(c.norm, kv_width, c.norm_eps, "kv_heads", rngs=rngs) if c.qk_norm else None
-        self.head_dim, self.kernel = c.head_dim, c.attention
+        self.head_dim, self.kernel, self.across = c.head_dim, c.attention, c.sequence_attention
 
     def __call__(self, x_BxLxD: jax.Array, segment_ids_BxL: jax.Array | None, turn: Rotation | None) -> jax.Array:
         q, k, v = self.project(x_BxLxD, turn)
-        return self.output(attend(q, k, v, segment_ids_BxL, self.kernel).reshape(*x_BxLxD.shape[:2], -1))
+        out_BxLxHxD = attend(q, k, v, segment_ids_BxL, self.kernel, self.across)
+        return self.output(out_BxLxHxD.reshape(*x_BxLxD.shape[:2], -1))
 
     def project(self, x_BxLxD: jax.Array, turn: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, L, H, head_dim], keys and values [B, L, K, head_dim], normed and turned."""
@@ -129,6 +131,10 @@ class Transformer(nnx.Module):
                 f"model.context_length = {c.context_length} is shorter than a row of {tokens_BxL.shape[1]} "
                 "tokens: raise it, or shorten the rows"
             )
+        striped = is_divided(tokens_BxL.shape[1]) and c.sequence_attention != "all_to_all"
+        if striped:
+            given = (tokens_BxL, segment_ids_BxL, positions_BxL, added_BxLxD)
+            tokens_BxL, segment_ids_BxL, positions_BxL, added_BxLxD = jax.tree.map(to_stripes, given)
         x_BxLxD, turn = self.embed(tokens_BxL, positions_BxL, added_BxLxD)
         graph, weights = nnx.split(self.blocks)
 
@@ -137,7 +143,8 @@ class Transformer(nnx.Module):
             return constrain(y_BxLxD, "batch", "length", None)
 
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
-        return self.final_norm(run_layers(layer, x_BxLxD, weights, c))
+        hidden_BxLxD = self.final_norm(run_layers(layer, x_BxLxD, weights, c))
+        return from_stripes(hidden_BxLxD) if striped else hidden_BxLxD
 
     def embed(
         self, tokens_BxL: jax.Array, positions_BxL: jax.Array, added_BxLxD: jax.Array | None = None
@@ -145,11 +152,13 @@ class Transformer(nnx.Module):
         """What goes into the first block, in the compute dtype; and the rotation of its queries and keys, if any."""
         c = self.config
         dtype = jnp.dtype(c.compute_dtype)
-        e_BxLxD = self.embedding[...][tokens_BxL]
+        # The table is brought together rather than the tokens, of which there are more.
+        e_BxLxD = constrain(self.embedding[...], "vocab", None)[tokens_BxL]
         x_BxLxD = (e_BxLxD if added_BxLxD is None else e_BxLxD + added_BxLxD).astype(dtype)
         if self.position_embedding is None:
             return x_BxLxD, rotation(positions_BxL, c.head_dim, c.rope_base)
-        return x_BxLxD + self.position_embedding[...][positions_BxL].astype(dtype), None
+        table_PxD = constrain(self.position_embedding[...], "positions", None)
+        return x_BxLxD + table_PxD[positions_BxL].astype(dtype), None
 
     def head_DxV(self) -> jax.Array:
         """The output matrix [d_model, padded vocabulary], float32: the embedding transposed when tied.

@@ -1,16 +1,18 @@
 """The one table from the model's logical axis names to the axes of the mesh."""
 
+import math
 from collections.abc import Mapping
 
 from jax.sharding import PartitionSpec
 
 # Every logical name that a parameter or an activation may bear, also those that stay whole on each device.
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
-    "length": None,
+    "batch": ("data", "expert", "fsdp"),
+    "length": "sequence",
     "vocab": "tensor",
     "positions": None,
-    "embed": "fsdp",
+    "embed": ("fsdp", "sequence"),  # jointly: a mesh that trades the one for the other leaves parameters in place
+    "experts": "expert",
     "heads": "tensor",  # heads x head_dim, folded
     "kv_heads": "tensor",
     "head_dim": None,
@@ -18,6 +20,19 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "norm": None,
     "layers": None,
 }
+
+
+def mesh_axes(name: str, size: int, sizes: Mapping[str, int]) -> str | tuple[str, ...] | None:
+    """The axes of a mesh of these sizes over which a logical axis of this size is divided; None where the rule keeps it
+    whole, or it cannot be divided evenly. A row is divided only where each device gets two pieces of it (see
+    `model.sequence`)."""
+    axes = RULES[name]
+    extent = math.prod(sizes[axis] for axis in split_axes(axes))
+    return None if size % (2 * extent if name == "length" and extent > 1 else extent) else axes
+
+
+def split_axes(split: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if split is None else (split,) if isinstance(split, str) else split
 
 
 def spec(logical_axes, rules: Mapping[str, str | tuple[str, ...] | None] = RULES) -> PartitionSpec:

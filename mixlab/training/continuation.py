@@ -10,6 +10,7 @@ from mixlab import loader
 from mixlab.config import Config
 from mixlab.data import Data
 from mixlab.evals.probing import ProbedModel, Probing
+from mixlab.parallel.lengths import meshes_for
 from mixlab.parallel.mesh import global_batch, host_rows, make_mesh
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.start import load_origin
@@ -38,11 +39,13 @@ class Continuation:
                 raise ValueError("config.start names no run to branch from")
             state, losses = origin.state, []
             first = int(state["step"])
-            mine = {shape.rows: host_rows(layout.mesh, shape.rows) for shape in data.stream.shapes()}
+            meshes = self._meshes(data.stream.shapes())
+            mine = {(shape.rows, shape.length): host_rows(mesh, shape.rows) for shape, mesh in meshes.items()}
             batches = loader.batches(data.stream, first, config.loader, mine)
             for _, (step, local) in zip(range(steps), batches, strict=False):
                 shape = data.stream.shape(step)
-                state, metrics = self._executable(shape)(state, global_batch(layout.mesh, local, shape.rows))
+                batch = global_batch(meshes[shape], local, shape.rows)
+                state, metrics = self._executable(shape)(state, batch)
                 losses.append(metrics["loss"])
             return self._probed(data, state["params"], first + steps), [float(loss) for loss in jax.device_get(losses)]
 
@@ -59,8 +62,12 @@ class Continuation:
 
     def _executable(self, shape):
         if shape not in self._executables:
-            self._executables[shape] = compile_train_step(self._train_step, self._layout, *shape)
+            layout = self._layout.on(self._meshes([shape])[shape])
+            self._executables[shape] = compile_train_step(self._train_step, layout, *shape)
         return self._executables[shape]
+
+    def _meshes(self, shapes):
+        return meshes_for(self._layout.mesh, self._config.mesh, shapes, self._config.training.accumulation_steps)
 
     def _probed(self, data: Data, params, step: int) -> ProbedModel:
         if self._probing is None:

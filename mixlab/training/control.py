@@ -65,11 +65,11 @@ class Control:
             log = insert_nothing(self.log, name, probe, step, error)
         self.log = log
 
-    def batches(self, first: int, mesh: Mesh) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(step, arrays of this process's rows) from `first` to the end of the run. Nothing is read ahead of a decision: the
-        caller takes those that are due after a step before asking for the next."""
+    def batches(self, first: int, meshes: Mapping[BatchShape, Mesh]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(step, arrays of this process's rows) from `first` to the end of the run; meshes: of every shape. Nothing is read
+        ahead of a decision: the caller takes those that are due after a step before asking for the next."""
         total = self._config.total_steps
-        mine = {shape.rows: host_rows(mesh, shape.rows) for shape in self.shapes()}
+        mine = {(shape.rows, shape.length): host_rows(mesh, shape.rows) for shape, mesh in meshes.items()}
         while first < total:
             ends = [(first // e.every_steps + 1) * e.every_steps for e in self._experiments.values()]
             end = min([*ends, total])

@@ -21,6 +21,7 @@ from mixlab.evals.items import write_items
 from mixlab.evals.norms import compile_weight_norms
 from mixlab.evals.probes import Probed, ProbeRunner, open_probes
 from mixlab.inject.control_log import ControlLog, read_log
+from mixlab.parallel import lengths
 from mixlab.parallel.distributed import is_first
 from mixlab.parallel.mesh import global_batch, make_mesh
 from mixlab.plan import as_text, make_plan
@@ -54,7 +55,9 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
     began = time.monotonic()
     plan = make_plan(config, data)
     mesh = make_mesh(config.mesh)
-    _check_rows(config, data, mesh)
+    sizes, parts = lengths.resolved(config.mesh, mesh), config.training.accumulation_steps
+    if problems := lengths.problems(sizes, config.model, data.stream.stages, parts):
+        raise UserError("\n".join(problems))
     benchmarks = open_benchmarks(config, data)
     optimizer = make_optimizer(config.optimizer)
     layout = plan_state(config.model, optimizer, mesh)
@@ -125,8 +128,9 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
 
 @dataclass(frozen=True)
 class _Tools:
-    """What a run computes with; compiled before its first step, for every shape of batch."""
+    """What a run computes with; compiled before its first step, for every shape of batch on the mesh that serves it."""
 
+    meshes: dict[BatchShape, Mesh]
     executables: dict[BatchShape, Callable]
     pass_over: Callable
     evaluation: Evaluation
@@ -144,9 +148,12 @@ class _Tools:
         benchmarks: Benchmarks,
         workdir: Path,
     ) -> "_Tools":
+        parts = config.training.accumulation_steps
+        meshes = lengths.meshes_for(layout.mesh, config.mesh, control.shapes(), parts)
         step = make_train_step(config, optimizer, layout)
         return cls(
-            {shape: compile_train_step(step, layout, *shape) for shape in control.shapes()},
+            meshes,
+            {shape: compile_train_step(step, layout.on(mesh), *shape) for shape, mesh in meshes.items()},
             compile_pass_over(layout),
             Evaluation(config, data, layout, benchmarks),
             open_probes(config, data, layout, workdir),
@@ -222,18 +229,18 @@ class _Run:
         return state
 
     def _steps(self, state: State, stop: StopSignal) -> State:
-        config, control, total = self._config, self._control, self._config.total_steps
+        config, control, tools, total = self._config, self._control, self._tools, self._config.total_steps
         self._recorder.resume_clock()
         first = int(state["step"])
         self._watchdog.watch(f"the batch of step {first:,}")
-        for step, local in control.batches(first, self._layout.mesh):
+        for step, local in control.batches(first, tools.meshes):
             self._watchdog.watch(f"step {step:,}")
             stage, shape = control.stream.stage(step), control.stream.shape(step)
             if self._guard.passes(step):
-                state, metrics = self._tools.pass_over(state), None
+                state, metrics = tools.pass_over(state), None
             else:
-                batch = global_batch(self._layout.mesh, local, shape.rows)
-                state, metrics = self._tools.executables[shape](state, batch)
+                batch = global_batch(tools.meshes[shape], local, shape.rows)
+                state, metrics = tools.executables[shape](state, batch)
             self._recorder.add(step + 1, stage, metrics)  # waits for the step before this one, not for this one
             done = step + 1
             stopping = stop.requested(done)
@@ -294,25 +301,6 @@ class _Run:
             "control_log": self._control.log.meta(),
             "guard": self._guard.meta(),
         }
-
-
-def _check_rows(config: Config, data: Data, mesh: Mesh) -> None:
-    """UserError unless the rows of every step split evenly over the accumulation's parts and the devices. Those of all
-    shapes do when the fewest do: shorter rows come in multiples of their number."""
-    parts, shards = config.training.accumulation_steps, mesh.shape["data"] * mesh.shape["fsdp"]
-    problems = []
-    for number, stage in enumerate(data.stream.stages):
-        fewest = stage.shapes()[-1]
-        if fewest[0] % (parts * shards):
-            unit = parts * shards * fewest[1]
-            below = stage.tokens_per_step // unit * unit
-            problems.append(
-                f"stages.{number}: {fewest[0]} rows of {fewest[1]} tokens a step cannot be split over data x fsdp = "
-                f"{shards} devices in {parts} accumulation steps; use "
-                f"{f'tokens_per_step={below} or ' if below else ''}tokens_per_step={below + unit}, or fewer devices"
-            )
-    if problems:
-        raise UserError("\n".join(problems))
 
 
 def _control(config: Config, data: Data, meta: dict, workdir: Path) -> Control:

@@ -25,7 +25,7 @@ from mixlab.training.state import Layout, State
 
 # Keys of the model that do not change the function that given weights compute, …
 FREE_MODEL_KEYS = (
-    "compute_dtype", "remat", "layer_loop", "attention", "init_std", "init_cutoff", "init_scale_residual",
+    "compute_dtype", "remat", "layer_loop", "attention", "sequence_attention", "init_std", "init_cutoff", "init_scale_residual",
 )  # fmt: skip
 # … and those that a run may change on purpose, to go on with longer rows.
 LONGER_ROWS_KEYS = ("context_length", "rope_base")

@@ -4,7 +4,7 @@
 classes but optax's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -35,6 +35,10 @@ class Layout:
     def model(self, params) -> Transformer:
         """The model of these parameters; for use inside jit."""
         return nnx.merge(self.graph, params)
+
+    def on(self, mesh: Mesh) -> "Layout":
+        """For batches on another mesh of the same devices in the same order; the state stays where it is."""
+        return replace(self, mesh=mesh)
 
 
 def plan_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> Layout:

@@ -8,6 +8,7 @@ import optax
 
 from mixlab.config import Config
 from mixlab.model.noise import scaled_noise
+from mixlab.model.sharding import flatten_tokens, unflatten_tokens
 from mixlab.parallel.mesh import batch_sharding, replicated
 from mixlab.training.loss import CrossEntropy, cross_entropy
 from mixlab.training.optimizer import apply_gradients
@@ -73,7 +74,7 @@ def make_token_losses(config: Config, layout: Layout) -> Callable:
     """(params, batch) -> float32 [B, L]: -log p(target) at every position, whatever its weight."""
 
     def token_losses(params, batch: Arrays):
-        return _losses(config, layout, params, batch).nll_T.reshape(batch["tokens"].shape)
+        return unflatten_tokens(_losses(config, layout, params, batch).nll_T, *batch["tokens"].shape)
 
     return token_losses
 
@@ -97,7 +98,8 @@ def compile_train_step(
     """The executable for batches of a stream.BatchShape; the state's buffers are donated to it."""
     shardings = (layout.shardings, replicated(layout.mesh))
     step = jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
-    return step.lower(layout.abstract, abstract_batch(layout, rows, length, masked, noised)).compile()
+    with jax.set_mesh(layout.mesh):
+        return step.lower(layout.abstract, abstract_batch(layout, rows, length, masked, noised)).compile()
 
 
 def compile_pass_over(layout: Layout) -> Callable:
@@ -121,8 +123,10 @@ def abstract_batch(
     arrays = {name: ((rows, length), kind) for name, kind in types.items()}
     if noised:
         arrays |= {"noise_keys": ((rows, 2), jnp.uint32), "noise_scales": ((rows,), jnp.float32)}
-    sharding = batch_sharding(layout.mesh)
-    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, (shape, kind) in arrays.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, kind, sharding=batch_sharding(layout.mesh, shape))
+        for name, (shape, kind) in arrays.items()
+    }
 
 
 def _losses(
@@ -133,17 +137,17 @@ def _losses(
     z_loss: float = 0.0,
     added_BxLxD: jax.Array | None = None,
 ) -> CrossEntropy:
-    """The losses of a batch's tokens, row after row; `added` to their embeddings, or the noise that the batch has keys of."""
+    """The losses of a batch's tokens, in the order of `flatten_tokens`; `added` to their embeddings, or the noise that the batch has keys of."""
     model = layout.model(params)
     if "noise_keys" in batch:
         length, width = batch["tokens"].shape[1], config.model.d_model
         added_BxLxD = scaled_noise(batch["noise_keys"], batch["noise_scales"], length, width)
     hidden_BxLxD = model(batch["tokens"], batch.get("segment_ids"), batch["positions"], added_BxLxD)
     return cross_entropy(
-        hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
+        flatten_tokens(hidden_BxLxD),
         model.head_DxV(),
-        batch["targets"].reshape(-1),
-        batch["loss_weights"].reshape(-1),
+        flatten_tokens(batch["targets"]),
+        flatten_tokens(batch["loss_weights"]),
         vocab_size=config.model.vocab_size,
         z_loss=z_loss,
         chunk_tokens=config.training.loss_chunk_tokens,

@@ -6,16 +6,19 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 import functools  # noqa: E402
+import re  # noqa: E402
 
 import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 from test_attention import inputs  # noqa: E402
 from tiny import loss, packed_rows, random_parameters, tiny  # noqa: E402
 
 from mixlab.config import Config, EvaluationConfig  # noqa: E402
+from mixlab.errors import UserError  # noqa: E402
 from mixlab.evals.probing import Probing  # noqa: E402
-from mixlab.model import attention, noise  # noqa: E402
+from mixlab.model import attention, noise, sequence  # noqa: E402
 from mixlab.model.transformer import Transformer  # noqa: E402
 from mixlab.parallel import mesh as meshes  # noqa: E402
 from mixlab.parallel import rules  # noqa: E402
@@ -54,13 +57,78 @@ def check_kernels(mesh):
                 spec = rules.spec(("batch", None, "heads" if kv_heads == 2 else None, None))
                 place = functools.partial(jax.device_put, device=NamedSharding(mesh, spec))
                 placed = [place(a) for a in arguments[:3]]
-                segments = jax.device_put(arguments[3], meshes.batch_sharding(mesh))
+                segments = jax.device_put(arguments[3], meshes.batch_sharding(mesh, arguments[3].shape))
                 for more, wanted in (((segments,), expected), ((), attention.dense(*arguments[:3]))):
                     compiled = run.lower(*placed, *more).compile()
                     out = compiled(*placed, *more)
                     np.testing.assert_allclose(out, wanted, atol=2e-5)
                     assert "all-gather" not in compiled.as_text()
                     assert out.sharding.is_equivalent_to(NamedSharding(mesh, spec), 4)
+
+
+def stripes(length, size):
+    """Which token stands where when rows are in stripes over this many devices."""
+    pieces = np.arange(length).reshape(2 * size, -1)
+    return np.concatenate([pieces[[r, 2 * size - 1 - r]] for r in range(size)]).ravel()
+
+
+def check_divided_rows():
+    """Attention across devices is the dense one, forward and backward, with and without segments, and moves what it has to
+    and nothing else."""
+    gathered = {"gather": (2, 1), "ring": (0, 0), "all_to_all": (0, 1)}  # all-gathers: of keys and values, of segments
+    passed = {"gather": (0, 0), "ring": (10, 3), "all_to_all": (0, 0)}  # 2 and 2 in a loop; 4 in a loop and 2 home
+    between_two = {"gather": 0, "ring": 6, "all_to_all": 0}  # no loop, and what was passed forward is there
+    exchanged = {"gather": 0, "ring": 0, "all_to_all": 8}
+    cases = [
+        (meshes.MeshConfig(data=2, sequence=4), (8, 2), [[32, 17], [64], [], [5, 7, 1, 40, 11]]),  # grouped queries
+        (meshes.MeshConfig(data=1, fsdp=2, tensor=2, sequence=2), (8, 4), None),
+    ]
+    for sizes, (heads, kv_heads), documents in cases:
+        mesh = meshes.make_mesh(sizes)
+        rows = documents or [[64]] * 4
+        q, k, v, segments, d_out = inputs(64, heads, kv_heads, rows)
+        segments = None if documents is None else segments
+        expected = (
+            attention.dense(q, k, v, segments),
+            *jax.vjp(functools.partial(attention.dense, segment_ids_BxL=segments), q, k, v)[1](d_out),
+        )
+        order = stripes(64, mesh.shape["sequence"])
+        for how in ("gather", "ring", "all_to_all"):
+            placed = [
+                None if a is None else a if how == "all_to_all" else a[:, order] for a in (q, k, v, segments, d_out)
+            ]
+
+            def run(q, k, v, segments, d_out, how=how):
+                out, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, segments, "auto", how), q, k, v)
+                return out, *pull(d_out)
+
+            with jax.set_mesh(mesh):
+                whole = rules.spec(("batch", "length", "heads"))
+                spec = {4: NamedSharding(mesh, whole), 2: meshes.batch_sharding(mesh, (4, 64))}
+                placed = [None if a is None else jax.device_put(a, spec[a.ndim]) for a in placed]
+                compiled = jax.jit(run).lower(*placed).compile()
+                got = compiled(*placed)
+            for a, b in zip(got, expected, strict=True):
+                np.testing.assert_allclose(a, b if how == "all_to_all" else np.asarray(b)[:, order], atol=1e-5)
+            text, masked, two = compiled.as_text(), documents is not None, mesh.shape["sequence"] == 2
+            counts = {
+                name: len(re.findall(rf" {name}(?:-start)?\(", text))
+                for name in ("all-gather", "collective-permute", "all-to-all", "reduce-scatter", "all-reduce")
+            }
+            assert counts == {
+                "all-gather": gathered[how][0] + masked * gathered[how][1],
+                "collective-permute": between_two[how] if two else passed[how][0] + masked * passed[how][1],
+                "all-to-all": exchanged[how],
+                "reduce-scatter": 2 * (how == "gather"),
+                "all-reduce": 0,
+            }, (sizes, how, counts)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(segments if documents else np.arange(256).reshape(4, 64), spec[2])
+            striped = jax.jit(sequence.to_stripes)(placed)
+            np.testing.assert_array_equal(striped, np.asarray(placed)[:, order])
+            np.testing.assert_array_equal(jax.jit(sequence.from_stripes)(striped), placed)
+            with pytest.raises(UserError, match=r"divides the heads that a device has, 3, over mesh\.sequence"):
+                attention.attend(*(a[:, :, :3] for a in (q, k, v)), None, "auto", "all_to_all")
 
 
 def check_noise(mesh):
@@ -102,6 +170,7 @@ if __name__ == "__main__":
     mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
     check_model(mesh)
     check_kernels(mesh)
+    check_divided_rows()
     check_noise(mesh)
     check_probing(mesh)
     print("sharded: ok")

@@ -60,9 +60,10 @@ def leg(patch: pytest.MonkeyPatch, record: Path, stop: int, arguments: list[str]
     batch that this process feeds."""
     honest = Control.batches
 
-    def batches(self, first, mesh):
-        for step, local in honest(self, first, mesh):
-            rows = host_rows(mesh, self.stream.shape(step).rows).tolist()
+    def batches(self, first, meshes):
+        for step, local in honest(self, first, meshes):
+            shape = self.stream.shape(step)
+            rows = host_rows(meshes[shape], shape.rows).tolist()
             hashes = [
                 hashlib.sha256(b"".join(local[name][i].tobytes() for name in sorted(local))).hexdigest()
                 for i in range(len(rows))

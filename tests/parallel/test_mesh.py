@@ -68,21 +68,24 @@ def test_mesh_shardings_and_batches_on_8_devices():
                 return str(error)
             raise AssertionError("no UserError")
 
-        assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+        assert dict(make_mesh(MeshConfig()).shape) == dict.fromkeys(AXES, 1) | {"data": 8}
         mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
-        assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+        assert dict(mesh.shape) == dict.fromkeys(AXES, 1) | {"data": 2, "fsdp": 2, "tensor": 2}
         for config in MeshConfig(2, 2, 4), MeshConfig(1, 2, 2):  # too many, too few
             text = message(lambda: make_mesh(config))
             needed = config.data * config.fsdp * config.tensor
             assert f"needs {needed} devices, and there are 8" in text, text
-            assert "data=2, fsdp=2, tensor=2" in text, text
+            assert "data=2, fsdp=2, tensor=2" in text and "sequence" not in text, text
         assert "multiple of 3 devices" in message(lambda: make_mesh(MeshConfig(-1, 3, 1)))
+        text = message(lambda: make_mesh(MeshConfig(sequence=3)))
+        assert "data=4, sequence=2" in text, text
 
         graphdef, params = abstract_params(lambda: Model(nnx.Rngs(0)))
         shardings = param_shardings(params, mesh)
-        assert shardings["embed"]["embedding"].spec == P("tensor", "fsdp")
-        assert shardings["blocks"]["up"]["kernel"].spec == P(None, "fsdp", "tensor")
-        assert shardings["blocks"]["down"]["kernel"].spec == P(None, "tensor", "fsdp")
+        embed = ("fsdp", "sequence")
+        assert shardings["embed"]["embedding"].spec == P("tensor", embed)
+        assert shardings["blocks"]["up"]["kernel"].spec == P(None, embed, "tensor")
+        assert shardings["blocks"]["down"]["kernel"].spec == P(None, "tensor", embed)
         whole = shardings["blocks"]["norm"]["scale"]
         assert whole.is_fully_replicated
         odd = abstract_params(lambda: Model(nnx.Rngs(0), vocab=257))[1]
@@ -114,17 +117,30 @@ def test_mesh_shardings_and_batches_on_8_devices():
         assert list(host_rows(mesh, 8)) == list(range(8))
         local = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3)}
         batch = global_batch(mesh, local, 8)
-        assert batch["tokens"].sharding.spec == P(("data", "fsdp")) and batch["tokens"].shape == (8, 3)
+        assert batch["tokens"].sharding.spec == P(("data", "expert", "fsdp")) and batch["tokens"].shape == (8, 3)
         assert {s.data.shape for s in batch["tokens"].addressable_shards} == {(2, 3)}
         np.testing.assert_array_equal(batch["tokens"], local["tokens"])
-        assert "multiple of 4 rows" in message(lambda: host_rows(mesh, 6))
+        text = message(lambda: host_rows(mesh, 6))
+        assert "data=2 x fsdp=2 = 4 shards" in text and "multiple of 4 rows" in text, text
+
+        # Rows are cut where both halves of a device's part are whole; keys of noise never are. What moves from fsdp to
+        # sequence leaves parameters where they are.
+        long = make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2))
+        local = {"tokens": np.arange(48).reshape(4, 12), "uneven": np.ones((4, 10)), "keys": np.ones((4, 2)), "n": np.ones(4)}
+        batch = global_batch(long, local, 4)
+        sizes = {name: array.addressable_shards[0].data.shape for name, array in batch.items()}
+        assert sizes == {"tokens": (2, 6), "uneven": (2, 10), "keys": (2, 2), "n": (2,)}, sizes
+        np.testing.assert_array_equal(batch["tokens"], local["tokens"])
+        short = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+        for a, b, p in zip(*map(jax.tree.leaves, (param_shardings(params, long), param_shardings(params, short), params))):
+            assert a.is_equivalent_to(b, p.ndim)
         """
     )
 
 
 def test_one_device():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert mesh.axis_types == (AxisType.Auto,) * len(mesh.axis_names)
     _, params = abstract_params(lambda: Model(nnx.Rngs(0), vocab=257))
     assert all(s.is_fully_replicated for s in jax.tree.leaves(param_shardings(params, mesh)))
     rows = np.ones((3, 5), np.int32)

@@ -1,7 +1,10 @@
 """A small run over length buckets: what it records, what it compiles, and that it is resumed anywhere in a cycle."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -20,6 +23,7 @@ from mixlab.report import by_length
 from mixlab.report.runs import read_run
 from mixlab.training import loop
 from mixlab.training.checkpoint import Checkpoints
+from tests.devices import simulated
 from tests.stores import some_texts, write_store
 
 CYCLE, STEPS = 6, 12
@@ -253,13 +257,22 @@ def test_the_plan_tells_what_packing_pads_and_truncates(place, whole, long_docum
         assert source["truncated_tokens_per_epoch"] == lost and (lost > 0) == (long_documents == "truncate")
 
 
-def test_devices_that_do_not_divide_the_longest_batch(place, whole):
-    config = load(str(place / "config.py"), ["--config.training.accumulation_steps=2"])
-    data = open_data(config)
-    loop._check_rows(config, data, SimpleNamespace(shape={"data": 2, "fsdp": 1, "tensor": 3}))
-    with pytest.raises(errors.UserError) as refused:
-        loop._check_rows(config, data, SimpleNamespace(shape={"data": 3, "fsdp": 1, "tensor": 1}))
-    assert str(refused.value) == (
-        "stages.0: 4 rows of 32 tokens a step cannot be split over data x fsdp = 3 devices in 2 accumulation steps; use "
-        "tokens_per_step=192, or fewer devices"
+def test_longest_rows_on_a_mesh_of_their_own(place, whole):
+    """On eight devices, which are too many for the four longest rows: a mesh that cuts those in two reads and learns the same
+    as one device."""
+    flags = ["mesh.data=1", "mesh.fsdp=-1", "mesh.by_length=true", "evaluation.rows=8", "model.sequence_attention=ring"]
+    environment = simulated(8)
+    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # compiles sooner, computes the same
+    command = [sys.executable, "-m", "mixlab.train", f"--config={place / 'config.py'}", f"--workdir={place / 'eight'}"]
+    done = subprocess.run(
+        [*command, *(f"--config.{flag}" for flag in flags)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (place / "eight" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [line["step"] for line in whole[0]]
+    for key in ("train/loss", "train/grad_norm", "eval/macro/bits_per_byte"):
+        ours, alone = ([line[key] for line in kind if key in line] for kind in (lines, whole[0]))
+        np.testing.assert_allclose(ours, alone, rtol=1e-5)
