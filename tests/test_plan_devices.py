@@ -117,6 +117,21 @@ def test_rows_and_meshes_that_cannot_be_split():
         plan_on(*run_of(odd, MeshConfig(-1, 1, 2)), parse_devices("h100x8"), 0.4)
 
 
+def test_rows_cut_along_their_length():
+    model = llama(layers=2, d_model=256, heads=4, vocab_size=512, context_length=1024)
+    few = {"tokens_per_step": 4 * 1024, "length": 1024}
+    with pytest.raises(UserError, match=r"4 rows of 1024 tokens .* 8 devices .* mesh\.fsdp=4 with mesh\.sequence=2, "):
+        plan_on(*run_of(model, MeshConfig(1, 8), **few), parse_devices("h100x8"), 0.4)
+    told = plan_on(*run_of(model, MeshConfig(1, 8, by_length=True), **few), parse_devices("h100x8"), 0.4)
+    assert "rows of 1,024 tokens: fsdp=4, sequence=2\n" in plan_devices.as_text(told)
+    cut = plan_on(*run_of(model, MeshConfig(1, 4, sequence=2), **few), parse_devices("h100x8"), 0.4)
+    assert cut["stages"] == told["stages"] and "fsdp=4, sequence=2\n" in plan_devices.as_text(cut)
+    for kind in ("parameters", "moments"):
+        assert cut["needed_bytes"][kind] == told["needed_bytes"][kind]  # either divides them by eight
+    with pytest.raises(UserError, match=r"use a sequence_length of 1020 or 1040"):
+        plan_on(*run_of(model, MeshConfig(1, sequence=10), **few), parse_devices("h100x10"), 0.4)
+
+
 COMPILED = """
 import json, sys
 import jax
@@ -145,7 +160,7 @@ def small(remat, mesh):
     return run_of(model, mesh, 64 * 256, 256)
 
 
-@pytest.mark.parametrize(("remat", "mesh"), [("dots", [1, 8, 1]), ("full", [2, 2, 2])])
+@pytest.mark.parametrize(("remat", "mesh"), [("dots", [1, 8, 1, 1]), ("full", [1, 2, 2, 2])])
 def test_against_the_compiler(remat, mesh):
     """The compiler's own account of the train step, for eight simulated devices that never run it."""
     done = subprocess.run(
@@ -157,7 +172,7 @@ def test_against_the_compiler(remat, mesh):
     )
     assert done.returncode == 0, done.stderr
     arguments, temporary, estimated = json.loads(done.stdout.splitlines()[-1])
-    batch = 5 * 4 * 64 * 256 / (mesh[0] * mesh[1])
+    batch = 5 * 4 * 64 * 256 / (mesh[0] * mesh[1] * mesh[3])
     state = estimated["parameters"] + estimated["moments"]
     assert arguments == pytest.approx(state + batch, rel=0.01)
     rest = sum(estimated.values()) - state

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.devices import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 # Compiled in half the time: nothing here is run for long.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = f"{PATIENCE} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def start(*arguments):

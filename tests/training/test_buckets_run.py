@@ -260,7 +260,8 @@ def test_the_plan_tells_what_packing_pads_and_truncates(place, whole, long_docum
 def test_longest_rows_on_a_mesh_of_their_own(place, whole):
     """On eight devices, which are too many for the four longest rows: a mesh that cuts those in two reads and learns the same
     as one device."""
-    flags = ["mesh.data=1", "mesh.fsdp=-1", "mesh.by_length=true", "evaluation.rows=8", "model.sequence_attention=ring"]
+    flags = ["mesh.data=1", "mesh.fsdp=-1", "mesh.by_length=true", "model.sequence_attention=ring"]
+    flags += ["evaluation.rows=8", "checkpoint.every_steps=100"]
     environment = simulated(8)
     environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # compiles sooner, computes the same
     command = [sys.executable, "-m", "mixlab.train", f"--config={place / 'config.py'}", f"--workdir={place / 'eight'}"]
