@@ -10,7 +10,8 @@ from mixlab.report.runs import read_run
 
 
 def summary(run_dir: Path, config_flags: str) -> str:
-    """Bits per byte of every evaluation set beside the unigram and bigram baselines, and commands to go on with.
+    """Bits per byte of every evaluation set beside the unigram and bigram baselines, scores of benchmarks, and commands to go on
+    with.
 
     run_dir: of the run.   config_flags: its --config and --config.* flags, as the command had them."""
     run = read_run(run_dir)
@@ -21,9 +22,17 @@ def summary(run_dir: Path, config_flags: str) -> str:
         value, error, _ = run.evaluated(name, "bits_per_byte")
         counted = [run.baseline(kind, name) for kind in ("bigram", "unigram")]
         table.add_row(name, *(f"{x:.3f}" if isfinite(x) else "" for x in (value, error, *counted)))
+    tasks = Table("benchmark", box=None, pad_edge=False)
+    for column in ("score", "± se", "bits per byte of the right answer"):
+        tasks.add_column(column, justify="right")
+    for name in run.tasks():
+        numbers = (*run.evaluated(name, "score")[:2], run.evaluated(name, "bits_per_byte")[0])
+        tasks.add_row(name, *(f"{x:.3f}" if isfinite(x) else "" for x in numbers))
     console = Console(width=100, highlight=False)
     with console.capture() as captured:
         console.print(table)
+        if tasks.row_count:
+            console.print(tasks)
     last = run.stages[-1]["steps"] if run.stages else run.last_step
     steps = f"stages.{max(len(run.stages) - 1, 0)}.steps"
     train = f"python -m mixlab.train {config_flags}"

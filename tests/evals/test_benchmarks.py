@@ -19,6 +19,7 @@ from mixlab.model.presets import llama
 from mixlab.parallel.mesh import MeshConfig, make_mesh
 from mixlab.report.page import write_report
 from mixlab.report.runs import read_run
+from mixlab.report.summary import summary
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.state import create_state, plan_state
 
@@ -197,6 +198,8 @@ def test_a_run_scores_them_when_they_are_due_and_trains_as_without(trunk, run):
     assert items["quiz/acc"].mean() == ours[-1]["eval/quiz/acc"] and len(items["often/id"]) == 5
     ratio = items["a/nats"].sum() / items["a/tokens"].sum()
     assert ratio == pytest.approx(ours[-1]["eval/a/loss"]) and len(set(items["a/id"])) == len(items["a/id"])
+    told = [line.split() for line in summary(run, "").splitlines()]
+    assert ["quiz", *(f"{ours[-1][f'eval/quiz/{key}']:.3f}" for key in ("score", "score_se", "bits_per_byte"))] in told
     assert "quiz/acc" not in read_items(run, 8) and read_items(run, 7) == {}
 
 
