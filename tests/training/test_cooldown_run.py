@@ -9,6 +9,8 @@ import pytest
 from mixlab import config as configs
 from mixlab import errors, evaluate, train
 from mixlab.data import open_data
+from mixlab.errors import UserError
+from mixlab.evals.benchmarks import open_benchmarks
 from mixlab.plan import as_text, make_plan
 from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.schedules import ScheduleConfig, learning_rate
@@ -153,6 +155,20 @@ def test_prompts_are_continued_after_metadata(place, meco, capsys):
 def configured(place, arg, *flags):
     config = configs.load(f"{place / 'config.py'}:{arg}", list(flags))
     return config, open_data(config)
+
+
+def test_benchmarks_are_asked_after_metadata(place, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"query": "Is it?", "choices": ["yes", "no"], "gold": 0}) + "\n")
+    task = {"files": [str(tmp_path / "a.jsonl")], "metadata": "b.org", "normalisation": "unconditional"}
+    tasks = f"--config.evaluation.tasks={dict(t=task)}"
+    config, data = configured(place, "0.1", tasks)
+    asked = open_benchmarks(config, data).tasks["t"]
+    texts = [[data.tokenizer.decode(tokens) for tokens in column] for column in (asked.contexts, asked.bare)]
+    before = "<|bos|>URL: b.org\n\n"
+    assert texts == [[before + "Is it?"] * 2, [before + "Answer:"] * 2]
+    with pytest.raises(UserError, match=r"evaluation.tasks.t.metadata: no stage has metadata to go by"):
+        none = ("--config.evaluation.metadata.variants=()", "--config.evaluation.sample_metadata=None")
+        configured(place, "plain", tasks, *none)
 
 
 def test_a_run_that_is_all_cooldown_is_the_plain_run(place):
