@@ -75,7 +75,8 @@ def test_differences_are_paired_by_seed(tmp_path, capsys):
     assert found["influence"]["train/loss correlation"] == pytest.approx([1, 1, 1])
     assert found["influence"]["eval/macro/loss"]["difference"]["mean"] == 0
     untouched = found["influence"]["of the last 100 batches without experiments"][0]
-    assert untouched["batches"] == 30 - 2 - 2 and untouched["correlation"] == pytest.approx(1)
+    assert untouched["batches"] == 30 - 2 - 2 and untouched["first"] == 1
+    assert untouched["correlation"] == untouched["correlation_less_trend"] == pytest.approx(1)
     assert untouched["difference"] == pytest.approx(0) and untouched["loss_sd"] > 0.1
     curve = found["forgetting"]["batch_10"]
     assert curve["after"][:3] == [0, 1, 2] and curve["excess"][:2] == pytest.approx([0, np.mean(gains) / 2], rel=1e-5)

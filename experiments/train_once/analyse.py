@@ -114,22 +114,24 @@ def _correlation(treatment: dict[int, Record], control: dict[int, Record]) -> fl
 
 
 def _untouched(folder: Path, treatment: dict[int, Record], control: dict[int, Record]) -> dict[str, float | int]:
-    """Correlation, as above, and standard deviations of the losses of the last batches in which the treated run of this folder has
-    neither insertions nor noise, and of their difference."""
+    """Of the losses of the last batches in which the treated run of this folder has neither insertions nor noise: correlation, as
+    they are and less their trends; standard deviation in the control; mean and standard deviation of their difference."""
     touched = set(pq.read_table(folder / "ledger.parquet", columns=["step"])["step"].to_pylist())
     total = max(treatment)
     for settings in json.loads((folder / "config.json").read_text()).get("experiments", {}).values():
         if settings["kind"] == "watermark":
             touched |= set(settings["steps"] or range(settings["every_steps"], total, settings["every_steps"]))
     steps = [step for step in _steps(treatment, control) if step - 1 not in touched][-100:]  # step - 1 counts from 0
-    apart = [treatment[step]["train/loss"] - control[step]["train/loss"] for step in steps]
+    losses = np.array([[run[step]["train/loss"] for step in steps] for run in (treatment, control)])
+    apart = losses[0] - losses[1]
     return {
         "batches": len(steps),
         "first": steps[0],
-        "correlation": _correlated(treatment, control, steps),
-        "loss_sd": float(np.std([control[step]["train/loss"] for step in steps])),
-        "difference": float(np.mean(apart)),
-        "difference_sd": float(np.std(apart)),
+        "correlation": float(np.corrcoef(losses)[0, 1]),
+        "correlation_less_trend": _correlated(treatment, control, steps),
+        "loss_sd": float(losses[1].std()),
+        "difference": float(apart.mean()),
+        "difference_sd": float(apart.std()),
     }
 
 
