@@ -1,15 +1,15 @@
 """Causal document attention in memory linear in the length, in plain XLA: for any backend.
 
-The score matrix is cut into C x C blocks and only its lower triangle is visited, by scans over pairs (query block, key
-block); without segments those below the diagonal need no mask. The forward pass keeps a running maximum and sum a query
-(online softmax); the backward pass recomputes each block's probabilities from the saved log-sum-exp (FlashAttention-2,
-arXiv 2307.08691)."""
+The score matrix is cut into C x C blocks. For every block of queries a loop visits the blocks of keys at or before it, from the
+first that any of its tokens can see: documents that cannot see each other cost nothing. The order of tokens is compared in the
+diagonal's blocks alone, and without segments the others need no mask. The forward pass keeps a running maximum and sum a query
+(online softmax); the backward pass recomputes each block's probabilities from the saved log-sum-exp (FlashAttention-2, arXiv
+2307.08691)."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 CPU_BLOCK = 64  # a block's scores stay in cache: 2 to 3 times quicker than 256 at every length tried
 ACCELERATOR_BLOCK = 256
@@ -49,35 +49,41 @@ def _blockwise(q, k, v, segments):
 
 def _forward(q, k, v, segments):
     wide = jnp.promote_types(q.dtype, jnp.float32)
+    first = _first_visible(segments, len(q))
 
-    def visit(carry, pair, diagonal):
-        peak, mass, out = carry
-        i, j = pair
-        scores = _scores(q[i], k[j], segments, i, j, diagonal)
-        new = absorb(peak[i], mass[i], out[i], scores, v[j])
-        return tuple(whole.at[i].set(part) for whole, part in zip(carry, new, strict=True)), None
+    def block(_, i):
+        def visit(j, carry, diagonal=False):
+            return absorb(*carry, _scores(q[i], k[j], segments, i, j, diagonal), v[j])
 
-    start = (jnp.full(q.shape[:-1], -jnp.inf, wide), jnp.zeros(q.shape[:-1], wide), jnp.zeros(q.shape, wide))
-    peak, mass, out = _lower_triangle(visit, start, len(q), segments is not None)
-    out = (out / mass[..., None]).astype(q.dtype)
-    return out, (q, k, v, segments, out, peak + jnp.log(mass))
+        shape = q.shape[1:]
+        start = (jnp.full(shape[:-1], -jnp.inf, wide), jnp.zeros(shape[:-1], wide), jnp.zeros(shape, wide))
+        peak, mass, out = jax.lax.fori_loop(first[i], i, visit, visit(i, start, True))
+        return None, ((out / mass[..., None]).astype(q.dtype), peak + jnp.log(mass))
+
+    _, (out, log_mass) = jax.lax.scan(block, None, jnp.arange(len(q), dtype=jnp.int32))
+    return out, (q, k, v, segments, out, log_mass)
 
 
 def _backward(saved, d_out):
     q, k, v, segments, out, log_mass = saved
     wide = log_mass.dtype
     overlap = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)  # n B K G C
+    first = _first_visible(segments, len(q))
 
-    def visit(carry, pair, diagonal):
-        d_q, d_k, d_v = carry
-        i, j = pair
-        scores = _scores(q[i], k[j], segments, i, j, diagonal)
-        to_q, to_k, to_v = gradients(q[i], k[j], v[j], scores, log_mass[i], d_out[i], overlap[i])
-        return (d_q.at[i].add(to_q), d_k.at[j].add(to_k), d_v.at[j].add(to_v)), None
+    def block(carry, i):
+        def visit(j, carry, diagonal=False):
+            d_q, d_k, d_v = carry
+            scores = _scores(q[i], k[j], segments, i, j, diagonal)
+            to_q, to_k, to_v = gradients(q[i], k[j], v[j], scores, log_mass[i], d_out[i], overlap[i])
+            return d_q + to_q, d_k.at[j].add(to_k), d_v.at[j].add(to_v)
 
-    start = tuple(jnp.zeros(a.shape, wide) for a in (q, k, v))
-    d_q, d_k, d_v = _lower_triangle(visit, start, len(q), segments is not None)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+        start = (jnp.zeros(q.shape[1:], wide), *carry)
+        d_q, *carry = jax.lax.fori_loop(first[i], i, visit, visit(i, start, True))
+        return tuple(carry), d_q.astype(q.dtype)
+
+    start = tuple(jnp.zeros(a.shape, wide) for a in (k, v))
+    (d_k, d_v), d_q = jax.lax.scan(block, start, jnp.arange(len(q), dtype=jnp.int32))
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
 _blockwise.defvjp(_forward, _backward)
@@ -108,26 +114,23 @@ def gradients(q, k, v, scores, log_mass, d_out, overlap):
     )
 
 
-def _lower_triangle(visit, carry, n: int, masked: bool):
-    """Calls visit(carry, (i, j), diagonal) for the blocks of the lower triangle, for every i from the diagonal down to
-    j = 0. Without segments the diagonal's blocks alone need a mask and come first; with segments all do, and `diagonal`
-    is None: one loop over all is quicker then."""
-    whole = [(i, j) for i in range(n) for j in range(i, -1, -1)]
-    diagonal, below = [(i, i) for i in range(n)], [(i, j) for i, j in whole if i > j]
-    for pairs, kind in [(whole, None)] if masked else [(diagonal, True), (below, False)]:
-        if pairs:
-            step = functools.partial(visit, diagonal=kind)
-            carry, _ = jax.lax.scan(step, carry, tuple(np.array(pairs, np.int32).T))
-    return carry
+def _first_visible(segments, n: int):
+    """int32 [n]: for every block of queries, the first block of keys that may hold a token of one of its segments, in any
+    row. Segment ids may be in any order."""
+    if segments is None:
+        return jnp.zeros(n, jnp.int32)
+    ids = jnp.where(segments == 0, jnp.iinfo(segments.dtype).max, segments)  # padding comes last in a row
+    low, high = ids.min(axis=-1), ids.max(axis=-1)  # n B
+    meet_nxn = ((low[:, None] <= high[None]) & (low[None] <= high[:, None])).any(axis=-1)
+    return jnp.argmax(meet_nxn, axis=1).astype(jnp.int32)  # at the latest the block itself
 
 
-def _scores(q, k, segments, i, j, diagonal: bool | None):
-    """Scores of query block i against key block j, float32 [B, K, G, C, C], -inf where not visible."""
-    C = q.shape[-2]
+def _scores(q, k, segments, i, j, diagonal: bool):
+    """Scores of query block i against key block j <= i, float32 [B, K, G, C, C], -inf where not visible."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bkgqd,bksd->bkgqs", q, k, preferred_element_type=wide)
+    visible = jnp.tri(q.shape[-2], dtype=bool) if diagonal else None
     if segments is not None:
-        order = (i * C + jnp.arange(C))[:, None] >= (j * C + jnp.arange(C))[None, :]
-        visible = (segments[i][:, :, None] == segments[j][:, None, :]) & order
-        return jnp.where(visible[:, None, None], scores, -jnp.inf)
-    return jnp.where(jnp.tri(C, dtype=bool), scores, -jnp.inf) if diagonal else scores
+        same = (segments[i][:, :, None] == segments[j][:, None, :])[:, None, None]
+        visible = same if visible is None else same & visible
+    return scores if visible is None else jnp.where(visible, scores, -jnp.inf)

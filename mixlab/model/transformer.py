@@ -193,6 +193,7 @@ def run_layers(
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)  # a scan already keeps CSE out
     if scan:
         return jax.lax.scan(lambda x, w: (layer(x, w), None), x_BxLxD, weights)[0]
+    layer = jax.jit(layer)  # traced once for all layers; the compiler sees them unrolled
     leaves, structure = jax.tree.flatten(weights)
     for layer_leaves in zip(*(unstack(leaf) for leaf in leaves), strict=True):
         x_BxLxD = layer(x_BxLxD, jax.tree.unflatten(structure, layer_leaves))

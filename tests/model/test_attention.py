@@ -9,6 +9,7 @@ import pytest
 
 from mixlab.errors import UserError
 from mixlab.model import attention
+from mixlab.model.blockwise import _first_visible
 
 PATHS = {
     "dense": attention.dense,
@@ -74,27 +75,52 @@ def test_without_segment_ids_a_row_is_one_segment(path, length):
         np.testing.assert_allclose(a, c, atol=2e-5, err_msg=name)
 
 
-def equations(jaxpr):
-    """Of a program and all programs in it, but the loops' own."""
+def equations(jaxpr, but: tuple[str, ...] = ()):
+    """Of a program and all programs in it, except those in operations of these names."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and equation.primitive.name != "scan":
-                yield from equations(inner)
+            if hasattr(inner, "eqns") and equation.primitive.name not in but:
+                yield from equations(inner, but)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_without_segment_ids_blocks_below_the_diagonal_have_no_mask(masked):
     q, k, v, segments, d_out = inputs(128, heads=2, kv_heads=2, documents=[[128]])
     run = forward_and_backward("blockwise").__wrapped__
-    program = jax.make_jaxpr(run)(q, k, v, segments if masked else None, d_out)
-    loops = [e.params["jaxpr"].jaxpr for e in equations(program.jaxpr) if e.primitive.name == "scan"]
-    masks = [
-        any(v.aval.dtype == bool and v.aval.shape[-2:] == (32, 32) for e in equations(loop) for v in e.outvars)
-        for loop in loops
-    ]
-    assert masks == ([True, True] if masked else [True, False, True, False])  # forward and backward: diagonal, below
+    program = jax.make_jaxpr(run)(q, k, v, segments if masked else None, d_out).jaxpr
+
+    def has_mask(found):
+        return any(v.aval.dtype == bool and v.aval.shape[-2:] == (32, 32) for e in found for v in e.outvars)
+
+    below = [e.params["body_jaxpr"].jaxpr for e in equations(program) if e.primitive.name == "while"]
+    assert [has_mask(equations(loop)) for loop in below] == [masked, masked]  # forward and backward
+    assert has_mask(equations(program, but=("while",)))
+
+
+def test_blocks_that_no_query_can_see_are_not_read():
+    """What is not a number would show in every sum that it is part of, masked or not."""
+    q, k, v, segments, d_out = inputs(128, heads=2, kv_heads=1, documents=[[64, 40], [64, 64]])
+    run = forward_and_backward("blockwise")
+    whole, second = run(q, k, v, segments, d_out), segments != 1
+    k, v = (np.where(second[..., None, None], a, np.nan) for a in (k, v))
+    for a, b in zip(run(q, k, v, segments, d_out), whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(a)[second], np.asarray(b)[second])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_block_that_a_query_can_see_is_visited(seed):
+    rng = np.random.default_rng(seed)
+    n, B, C = 6, 2, 4
+    ids = np.sort(rng.integers(1, 7, (B, n * C)), axis=1) if seed else rng.integers(1, 7, (B, n * C))
+    first = np.asarray(_first_visible(jnp.asarray(ids.reshape(B, n, C).swapaxes(0, 1)), n))
+    for i in range(n):
+        mine = ids[:, i * C : (i + 1) * C]
+        seen = [j for j in range(i + 1) if (mine[:, :, None] == ids[:, None, j * C : (j + 1) * C]).any()]
+        assert first[i] <= seen[0]
+        if seed:  # of documents one after the other, none is visited in vain
+            assert first[i] == seen[0]
 
 
 @pytest.mark.parametrize("path", PATHS)
