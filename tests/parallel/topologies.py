@@ -6,6 +6,7 @@ processes of its own.
     topologies.py FILE PORT PROCESSES PROCESS [PRESET …]    the same of several processes with four devices together
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -55,7 +56,7 @@ GROWING = [MeshConfig(1, 2), MeshConfig(1, 4), MeshConfig(1, 1, 2), MeshConfig(1
 SEVERAL_PROCESSES = {
     "gpt2": (MeshConfig(data=1, fsdp=4), "gather"),
     "llama": (MeshConfig(data=1, fsdp=2, sequence=2), "ring"),
-    "olmo2": (MeshConfig(data=2, tensor=2, slices=2), "gather"),
+    "olmo2": (MeshConfig(data=2, tensor=2), "gather"),
 }
 
 
@@ -148,7 +149,10 @@ def one_process(meshes: dict[str, tuple[str, ...]]) -> dict[str, list[float]]:
 
 def main(file: str = "", port: str = "", processes: str = "", process: str = "", *presets: str) -> None:
     if processes:
-        found = {preset: curve(preset, *SEVERAL_PROCESSES[preset]) for preset in presets or PRESETS}
+        found = {}
+        for preset in presets or PRESETS:
+            sizes, how = SEVERAL_PROCESSES[preset]
+            found[preset] = curve(preset, dataclasses.replace(sizes, slices=int(processes)), how)
     elif file:
         sizes = [MeshConfig(), MeshConfig(1, 8), MeshConfig(1, 4, 2), *GROWING]
         found = {"curves": one_process(TESTED), "memory": [memory("llama", mesh) for mesh in sizes]}
