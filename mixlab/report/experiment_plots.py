@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from mixlab.report.experiments import Exposure, Family, exposures, families
 from mixlab.report.plots import DASHES, STEPS, Theme, canvas, draw_stages, legend_below, png, stages, style
@@ -16,6 +17,7 @@ from mixlab.report.runs import Run
 from mixlab.report.text import count
 
 BINS = 50  # of the run, that inserted tokens are counted in
+BOUNDS = ("_low", "_high")  # of intervals: in the table, but no pictures of their own
 MOST_LINES = 12  # in a picture of probes: of more conditions the first
 
 
@@ -33,12 +35,13 @@ class Picture:
 
 def pictures(runs: list[Run]) -> list[Picture]:
     """The pictures for which the runs have numbers: exposure, then doses, then probes over the run."""
-    found, told = [], families(runs)
+    found, told = [], [family for family in families(runs) if not family.metric.endswith(BOUNDS)]
     if any(exposure.tokens.any() for run in runs for exposure in exposures(run).values()):
         found.append(
             Picture(
                 "exposure", "Inserted tokens", "exposure", large=True,
-                caption=f"Tokens of each experiment in each {BINS}th of the run, on a logarithmic scale; by the first run that has them.",
+                caption=f"Tokens of each experiment in each {BINS}th of the run, the darker the more, on a logarithmic scale; marks: steps "
+                "with noise. By the first run that has them.",
             )
         )  # fmt: skip
     for i, family in enumerate(told):
@@ -58,15 +61,12 @@ def pictures(runs: list[Run]) -> list[Picture]:
     return found
 
 
-def draw(picture: Picture, runs: list[Run], names: list[str], theme: Theme) -> bytes:
-    """PNG."""
+def draw(picture: Picture, runs: list[Run], theme: Theme) -> bytes:
+    """PNG. Which kind of line is which run's, the page says once for all pictures."""
     with matplotlib.rc_context(style(theme)):
         figure, axes = canvas(picture.title, picture.large)
         drawing = {"exposure": _draw_exposure, "dose": _draw_doses, "probe": _draw_probe}[picture.kind]
         lines = drawing(axes, picture, runs, theme)
-        if len(runs) > 1 and picture.kind != "exposure":
-            styles = [Line2D([], [], color=theme.soft, linestyle=_dashes(i), linewidth=2) for i in range(len(runs))]
-            lines += list(zip(names, styles, strict=True))
         if len(lines) > 1:
             legend_below(figure, [handle for _, handle in lines], [name for name, _ in lines])
         return png(figure)
@@ -122,19 +122,24 @@ def _draw_doses(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) -> 
 
 
 def _draw_exposure(axes: Axes, picture: Picture, runs: list[Run], theme: Theme) -> list[tuple[str, Line2D]]:
-    names = sorted({name for run in runs for name, exposure in exposures(run).items() if exposure.tokens.any()})
-    edges, handles = np.linspace(0, _steps(runs), BINS + 1), []
-    for j, name in enumerate(names):
-        (exposure,), color = _seen(runs, name), theme.runs[j % len(theme.runs)]
-        tokens, _ = np.histogram(exposure.steps, edges, weights=exposure.tokens)
-        axes.stairs(np.where(tokens > 0, tokens, np.nan), edges, color=color, linewidth=2, baseline=None)
-        handles.append((name, Line2D([], [], color=color, linewidth=2)))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(float(value))))
-    axes.yaxis.set_minor_locator(NullLocator())
+    """A strip an experiment, the darker the more; steps with noise are marks."""
+    names = sorted({name for run in runs for name in exposures(run)})
+    steps, shown = _steps(runs), [_seen(runs, name)[0] for name in names]
+    bins = np.stack([np.histogram(one.steps, BINS, (0, steps), weights=one.tokens)[0] for one in shown])
+    strips = np.zeros((*bins.shape, 4))
+    strips[..., :3] = to_rgb(theme.runs[0])
+    strips[..., 3] = np.where(bins > 0, 0.15 + 0.85 * np.log1p(bins) / np.log1p(bins.max()), 0)
+    axes.imshow(strips, extent=(0, steps, len(names) - 0.5, -0.5), aspect="auto", interpolation="nearest")
+    for row, one in enumerate(shown):
+        if not one.tokens.any():
+            axes.plot(one.steps, np.full(len(one.steps), row), "|", color=theme.runs[1], markersize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    axes.grid(False)
+    axes.grid(axis="y", which="minor")
+    axes.tick_params(which="minor", length=0)
     _steps_axis(axes, runs, theme)
-    return handles
+    return []
 
 
 def _seen(runs: list[Run], experiment: str) -> list[Exposure]:

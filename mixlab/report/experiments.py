@@ -85,18 +85,16 @@ def inserted(run: Run) -> list[dict]:
     for name, planned in (run.plan.get("experiments") or {}).items():
         exposure = seen.get(name)
         tokens = int(exposure.tokens.sum()) if exposure else planned.get("tokens", 0)
-        steps = (int(exposure.steps[0]), int(exposure.steps[-1])) if exposure else ()
+        steps = [f"{exposure.steps[end]:,}" for end in (0, -1)] if exposure else [ABSENT]
         rows.append(
             {
                 "name": name,
                 "kind": planned.get("kind", ABSENT),
                 "enabled": bool(planned.get("enabled")),
                 "items": count(planned.get("items")),
-                "tokens": f"noise on {count(len(exposure.steps))} batches"
-                if exposure and not tokens
-                else count(tokens),
+                "tokens": f"noise, steps: {count(len(exposure.steps))}" if exposure and not tokens else count(tokens),
                 "share": f"{100 * tokens / total:.3g}%" if tokens else ABSENT,
-                "steps": f"{steps[0]:,} to {steps[1]:,}" if steps else ABSENT,
+                "steps": " to ".join(dict.fromkeys(steps)),
                 "failures": int(np.nansum(run.series(f"probe/{name}/failed").values)),
             }
         )

@@ -35,7 +35,7 @@ def write_report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> Path
     }
     told = experiment_plots.pictures(runs)
     files |= {
-        f"{picture.stem}{theme.suffix}.png": experiment_plots.draw(picture, runs, names, theme)
+        f"{picture.stem}{theme.suffix}.png": experiment_plots.draw(picture, runs, theme)
         for picture in told
         for theme in (plots.LIGHT, plots.DARK)
     }

@@ -63,7 +63,7 @@ def test_insertions_are_those_of_the_ledger(pair):
     rows = {row["name"]: row for row in experiments.inserted(read_run(pair[1]))}
     assert rows["questions"]["tokens"] == "630" and rows["questions"]["share"] == "4.92%"
     assert rows["marks"]["failures"] == 1
-    assert (rows["marks"]["tokens"], rows["marks"]["steps"]) == ("noise on 2 batches", "10 to 20")
+    assert (rows["marks"]["tokens"], rows["marks"]["steps"]) == ("noise, steps: 2", "10 to 20")
     assert not experiments.inserted(read_run(pair[0]))[0]["enabled"]
 
 
@@ -103,7 +103,7 @@ def test_the_interval_covers_a_dependent_mean():
 def test_the_page_shows_experiments_and_the_pair(pair, tmp_path):
     page = write_report(pair, tmp_path / "report").read_text()
     for told in ("How far apart they are", "treated</b> less that of <b>control", "not inserted, only probed",
-                 "questions/gap/x16", "contamination", "steps without insertions"):  # fmt: skip
+                 "solid for <b>control</b>, dashed for <b>treated</b>", "questions/gap/x16", "contamination", "steps without insertions"):  # fmt: skip
         assert told in page
     names = {path.name for path in (tmp_path / "report").iterdir()}
     shown = experiment_plots.pictures([read_run(path) for path in pair])
