@@ -162,7 +162,7 @@ def test_workers_and_hosts_read_the_same(home):
     rows = len(whole[0].tokens)
     for workers, hosts in ((0, 4), (2, 1)):
         parts = [
-            [arrays for _, arrays in batches(stream, 0, LoaderConfig(workers=workers), {rows: mine})]
+            [arrays for _, arrays in batches(stream, 0, LoaderConfig(workers=workers), {(rows, LENGTH): mine})]
             for mine in np.split(np.arange(rows), hosts)
         ]
         for step in range(STEPS):
