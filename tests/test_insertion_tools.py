@@ -30,7 +30,9 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture
-def tool(capsys):
+def tool(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # tables as wide as they need
+
     def call(name, *arguments):
         code = errors.run(importlib.import_module(f"tools.{name}").main, list(arguments))
         captured = capsys.readouterr()

@@ -40,7 +40,7 @@ def attend(
     backend = jax.default_backend()
     if kernel == "auto":
         _, length, _, head_dim = q_BxLxHxD.shape
-        kernel = choose_kernel(backend, length, head_dim, q_BxLxHxD.dtype)
+        kernel = choose_kernel(backend, length, head_dim, q_BxLxHxD.dtype, segment_ids_BxL is not None)
     if BACKEND.get(kernel, backend) != backend:
         raise UserError(
             f'model.attention = "{kernel}" runs on {BACKEND[kernel]} only, and this is {backend}: set "auto"'
@@ -48,14 +48,16 @@ def attend(
     return KERNELS[kernel](q_BxLxHxD, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)
 
 
-def choose_kernel(backend: str, length: int, head_dim: int, dtype: jnp.dtype) -> str:
-    """Which kernel serves rows of `length` tokens on this backend ("cpu", "gpu", "tpu")."""
+def choose_kernel(backend: str, length: int, head_dim: int, dtype: jnp.dtype, masked: bool) -> str:
+    """Which kernel serves rows of `length` tokens on this backend ("cpu", "gpu", "tpu"); masked: with segment ids."""
     if backend == "tpu":
         return "splash"
     # Blocks that stay in cache beat whole score matrices on CPU from rows of 64 tokens on (3x at 256, 8x at 1024,
     # forward and backward), and a shorter row is one block.
     if backend == "cpu":
         return "blockwise"
+    if backend == "gpu" and not masked and _cudnn_serves(head_dim, dtype):
+        return "cudnn"
     # The Triton kernel keeps tiles of q, k, v in shared memory: 16-bit values and heads up to 128 fit.
     if backend == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128 and _triton_mha() is not None:
         return "triton"
@@ -135,13 +137,22 @@ def triton(
     return _on_each_device(rows, *arrays, head_axis=2)[:, :L]
 
 
+def cudnn(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array | None = None) -> Array:
+    """cuDNN's flash attention, GPU only, 16-bit, for rows of one document: UserError with segment ids, which it has not."""
+    if segment_ids_BxL is not None:
+        raise UserError('model.attention = "cudnn" is for rows of one document, and these are packed: set "auto"')
+    rows = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    return _on_each_device(rows, q_BxLxHxD, k_BxLxKxD, v_BxLxKxD, head_axis=2)
+
+
 KERNELS: dict[str, Callable[..., Array]] = {
     "dense": dense,
     "blockwise": blockwise,
     "splash": splash,
     "triton": triton,
+    "cudnn": cudnn,
 }
-BACKEND = {"splash": "tpu", "triton": "gpu"}  # the others run anywhere
+BACKEND = {"splash": "tpu", "triton": "gpu", "cudnn": "gpu"}  # the others run anywhere
 
 
 def _triton_mha() -> Callable[..., Array] | None:
@@ -150,6 +161,13 @@ def _triton_mha() -> Callable[..., Array] | None:
     except ImportError:
         return None
     return mha
+
+
+def _cudnn_serves(head_dim: int, dtype: jnp.dtype) -> bool:
+    """Whether cuDNN's kernel takes such heads, forward and backward, and this GPU has it (Ampere or newer)."""
+    if jnp.dtype(dtype).itemsize != 2 or head_dim > 128 or head_dim % 8:
+        return False
+    return float(getattr(jax.devices()[0], "compute_capability", 0)) >= 8
 
 
 def _padded(q_BxLxHxD: Array, *others_BxL: Array | None) -> list[Array]:

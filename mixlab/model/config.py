@@ -39,7 +39,7 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # float64: checks, under enable_x64
     remat: Literal["none", "dots", "full"] = "none"  # recompute in backward: nothing, all but projections, all
     layer_loop: Literal["auto", "scan", "unroll"] = "auto"
-    attention: Literal["auto", "dense", "blockwise", "splash", "triton"] = "auto"
+    attention: Literal["auto", "dense", "blockwise", "splash", "triton", "cudnn"] = "auto"
     sequence_attention: Literal["gather", "ring", "all_to_all"] = "gather"  # how, where mesh.sequence divides rows
 
     @property

@@ -1,6 +1,7 @@
 """Every attention path against the dense one, which the NumPy reference checks through the model."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -221,12 +222,46 @@ def test_accelerator_kernels_lower_for_their_platform(platform, head_dim, masked
     ],
 )
 def test_the_kernel_follows_backend_and_shape(backend, length, head_dim, dtype, kernel):
-    assert attention.choose_kernel(backend, length, head_dim, dtype) == kernel
+    assert attention.choose_kernel(backend, length, head_dim, dtype, True) == kernel
+
+
+@pytest.mark.parametrize(
+    "capability, head_dim, dtype, kernel",
+    [
+        ("9.0", 64, jnp.bfloat16, "cudnn"),
+        ("8.0", 128, jnp.float16, "cudnn"),
+        ("7.0", 64, jnp.bfloat16, "triton"),
+        ("9.0", 84, jnp.bfloat16, "triton"),
+        ("9.0", 64, jnp.float32, "blockwise"),
+    ],
+)
+def test_rows_of_one_document_take_cudnn_on_gpus_that_have_it(capability, head_dim, dtype, kernel, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    assert attention.choose_kernel("gpu", 4096, head_dim, dtype, False) == kernel
+
+
+def test_cudnn_is_asked_for_what_the_others_compute(monkeypatch):
+    """The kernel itself runs on GPUs only; jax's own XLA form stands in for it."""
+    asked, by_xla = [], jax.nn.dot_product_attention
+
+    def stand_in(*arrays, implementation, **more):
+        asked.append(implementation)
+        return by_xla(*arrays, implementation="xla", **more)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    q, k, v, segments, d_out = inputs(83, heads=4, kv_heads=2, documents=[[83], [83]])
+    out, pull = jax.vjp(attention.cudnn, q, k, v)
+    expected = forward_and_backward("dense")(q, k, v, None, d_out)
+    for a, b in zip((out, *pull(d_out)), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert asked == ["cudnn"]
+    with pytest.raises(UserError, match="rows of one document"):
+        attention.cudnn(q, k, v, segments)
 
 
 def test_without_the_triton_kernel_gpus_take_blocks(monkeypatch):
     monkeypatch.setattr(attention, "_triton_mha", lambda: None)
-    assert attention.choose_kernel("gpu", 4096, 64, jnp.bfloat16) == "blockwise"
+    assert attention.choose_kernel("gpu", 4096, 64, jnp.bfloat16, True) == "blockwise"
     with pytest.raises(UserError, match="no longer has the kernel"):
         attention.triton(*ODD[:4])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 SHORT = "--config.stages.0.steps={steps} --config.schedule.warmup_steps=0 --config.evaluation.tokens_per_domain=1024 --config.evaluation.sample_tokens=4"
 
