@@ -132,7 +132,12 @@ def leaving_together(folder: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         over.set()
-        _exit(_leave(error, folder, earlier))
+        code = _leave(error, folder, earlier)
+        if (
+            is_first()
+        ):  # it holds the service without which JAX aborts the others, who may be leaving for the same reason
+            time.sleep(TOLD_SECONDS)
+        _exit(code)
     finally:
         over.set()
 
