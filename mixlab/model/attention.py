@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mixlab.errors import UserError
 from mixlab.model.blockwise import blockwise
+from mixlab.model.flash import flash
 from mixlab.model.sequence import attend_divided, is_divided
 from mixlab.model.sharding import mesh_axes
 
@@ -59,7 +60,7 @@ def choose_kernel(backend: str, length: int, head_dim: int, dtype: jnp.dtype, ma
     if backend == "gpu" and not masked and _cudnn_serves(head_dim, dtype):
         return "cudnn"
     # The Triton kernel keeps tiles of q, k, v in shared memory: 16-bit values and heads up to 128 fit.
-    if backend == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128 and _triton_mha() is not None:
+    if backend == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim <= 128:
         return "triton"
     # A few large operations, until their [L, L] scores cost too much memory.
     return "dense" if length <= DENSE_LENGTH else "blockwise"
@@ -123,18 +124,10 @@ def splash(
 def triton(
     q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array | None = None, interpret: bool = False
 ) -> Array:
-    """The Pallas-Triton kernel, GPU only; `interpret` runs its program on any backend, slowly."""
-    mha = _triton_mha()
-    if mha is None:
-        raise UserError('model.attention = "triton": this jax no longer has the kernel; set "auto"')
-    L, D = q_BxLxHxD.shape[1], q_BxLxHxD.shape[3]
-
-    def rows(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
-        k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))  # it knows no grouped queries
-        return mha(q, k, v, segments, sm_scale=D**-0.5, causal=True, interpret=interpret)
-
+    """The Pallas-Triton kernel of `flash`, GPU only; `interpret` runs its program on any backend, slowly."""
+    rows = functools.partial(flash, interpret=interpret)
     arrays = _padded(q_BxLxHxD, k_BxLxKxD, v_BxLxKxD, segment_ids_BxL)
-    return _on_each_device(rows, *arrays, head_axis=2)[:, :L]
+    return _on_each_device(rows, *arrays, head_axis=2)[:, : q_BxLxHxD.shape[1]]
 
 
 def cudnn(q_BxLxHxD: Array, k_BxLxKxD: Array, v_BxLxKxD: Array, segment_ids_BxL: Array | None = None) -> Array:
@@ -153,14 +146,6 @@ KERNELS: dict[str, Callable[..., Array]] = {
     "cudnn": cudnn,
 }
 BACKEND = {"splash": "tpu", "triton": "gpu", "cudnn": "gpu"}  # the others run anywhere
-
-
-def _triton_mha() -> Callable[..., Array] | None:
-    try:  # deprecated since jax 0.12: it may go, and then GPUs take the blockwise path
-        from jax.experimental.pallas.ops.gpu.attention import mha
-    except ImportError:
-        return None
-    return mha
 
 
 def _cudnn_serves(head_dim: int, dtype: jnp.dtype) -> bool:

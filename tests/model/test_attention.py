@@ -259,13 +259,6 @@ def test_cudnn_is_asked_for_what_the_others_compute(monkeypatch):
         attention.cudnn(q, k, v, segments)
 
 
-def test_without_the_triton_kernel_gpus_take_blocks(monkeypatch):
-    monkeypatch.setattr(attention, "_triton_mha", lambda: None)
-    assert attention.choose_kernel("gpu", 4096, 64, jnp.bfloat16, True) == "blockwise"
-    with pytest.raises(UserError, match="no longer has the kernel"):
-        attention.triton(*ODD[:4])
-
-
 @pytest.mark.skipif(jax.default_backend() == "tpu", reason="splash attention runs here")
 def test_a_kernel_of_another_backend_is_refused():
     with pytest.raises(UserError, match=r'model\.attention = "splash" runs on tpu only'):
