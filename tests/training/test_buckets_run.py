@@ -184,7 +184,9 @@ def test_every_shape_is_compiled_before_the_first_step_and_no_other(whole):
     assert set(batch) == {"tokens", "targets", "loss_weights", "positions"}  # one document a row: nothing to mask
     for length, rows in SHAPES.items():
         fitting = {name: jnp.zeros((rows, length), array.dtype) for name, array in batch.items()}
+        given = jax.tree.leaves(state)
         state, _ = compiled["steps"][rows, length](state, fitting)
+        assert all(array.is_deleted() for array in given)  # each of the executables takes the state's memory over
     unplanned = {name: jnp.zeros((2, 64), array.dtype) for name, array in batch.items()}
     for executable in compiled["steps"].values():
         with pytest.raises(TypeError, match="compiled"):

@@ -152,11 +152,14 @@ def test_a_non_finite_update_is_left_out_bit_for_bit():
     assert float(metrics["skipped"]) == 0 and np.isfinite(float(metrics["loss"]))
 
 
-def test_the_state_is_donated():
-    state = fresh()
-    leaf = state["params"]["embedding"]
-    setting()[3](state, batch())
-    assert leaf.is_deleted()
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_state_is_donated(parts):
+    """Every array of it, and its memory is the new state's."""
+    step, state = setting(accumulation_steps=parts)[3], fresh(accumulation_steps=parts)
+    leaves = jax.tree.leaves(state)
+    step(state, batch())
+    assert all(leaf.is_deleted() for leaf in leaves)
+    assert step.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
 
 
 def test_another_shape_is_refused_not_recompiled():
