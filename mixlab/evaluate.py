@@ -35,6 +35,9 @@ def main(arguments: list[str]) -> None:
     if not path.is_file():
         raise UserError(f"--workdir={flags.workdir}: has no config.json; name the folder of a run")
     from mixlab import config as configs
+    from mixlab.parallel import xla_flags
+
+    xla_flags.set_flags()
 
     if flags.tasks is not None:
         overrides = [f"--config.evaluation.tasks={_tasks(flags.tasks)!r}", *overrides]

@@ -12,7 +12,7 @@ import jax
 
 from mixlab.config import FREE_KEYS, Config, to_json, with_defaults
 from mixlab.errors import UserError
-from mixlab.parallel import distributed
+from mixlab.parallel import distributed, xla_flags
 from mixlab.schema import differences, plain
 
 VERSIONS = ("mixlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -53,6 +53,7 @@ class RunFolder:
                 machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
                 devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 parameters=plan["parameters"],
+                flags=xla_flags.in_force(),
                 versions={name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
                 finished=None,
                 exit="running",

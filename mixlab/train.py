@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mixlab import errors
 from mixlab.cli import Parser
-from mixlab.parallel import distributed
+from mixlab.parallel import distributed, xla_flags
 
 
 def main(arguments: list[str]) -> int:
@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     )
     distributed.add_flags(parser)
     flags, config = parser.parse_config(arguments)
+    xla_flags.set_flags()
     distributed.start(flags)
     from mixlab.data import open_data  # after the flags: a mistake there is told at once
     from mixlab.report.summary import summary

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from speed import clock, data, profile, startup, trains
 
 from mixlab import errors
+from mixlab.parallel import xla_flags
 
 HISTORY = Path(__file__).with_name("speed") / "history.jsonl"
 
@@ -57,8 +58,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--profile", type=Path, metavar="DIR", help="of train steps; for step and accelerator")
     parser.add_argument("--keep", action="store_true", help="add the figures to the history")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--without-flags", action="store_true", help="leave out mixlab's own compiler flags")
     flags = parser.parse_args(arguments)
-    result = {"machine": clock.machine()} | measures[flags.what]()
+    if not flags.without_flags:
+        xla_flags.set_flags()
+    result = {"machine": clock.machine()} | xla_flags.in_force() | measures[flags.what]()
     command = " ".join(["python tools/benchmark.py", *(a for a in arguments if a not in ("--keep", "--json"))])
     earlier = _earlier(result["machine"], command)
     if flags.json:
