@@ -11,8 +11,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mixlab.training.muon import scale_by_muon
 
 EMBEDDING, HEAD, MATRIX, NORM_OR_BIAS = "embedding", "head", "matrix", "norm_or_bias"
 
@@ -90,8 +91,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.name == "muon":
+        muon = scale_by_muon(config.muon_momentum, config.muon_iterations, config.muon_rms, config.eps)
         precondition = optax.partition(
-            {"muon": _muon(config), "adam": adam},
+            {"muon": muon, "adam": adam},
             lambda params: jax.tree.map(lambda role: "muon" if role == MATRIX else "adam", roles(params)),
         )
     else:
@@ -108,27 +110,6 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         optax.add_decayed_weights(
             config.weight_decay, mask=lambda params: jax.tree.map(lambda role: decayed[role], roles(params))
         ),
-    )
-
-
-def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Muon without a learning rate. All axes but the last two (layers, experts) are batch axes; the heads of
-    an attention weight stay folded, so that its matrix is orthogonalised as a whole."""
-
-    def last_two_axes(updates):
-        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), updates)
-
-    def consistent_rms(update):
-        return update * (config.muon_rms * max(update.shape[-2:]) ** 0.5)
-
-    return optax.chain(
-        optax.contrib.scale_by_muon(
-            beta=config.muon_momentum,
-            ns_steps=config.muon_iterations,
-            eps=config.eps,
-            weight_dimension_numbers=last_two_axes,
-        ),
-        optax.stateless_with_tree_map(lambda update, _: consistent_rms(update)),
     )
 
 

@@ -26,17 +26,21 @@ if __name__ == "__main__":
         jax.distributed.initialize(f"localhost:{sys.argv[2]}", int(sys.argv[3]), int(sys.argv[4]))
 
 import numpy as np  # noqa: E402
+from jax.sharding import NamedSharding  # noqa: E402
 
 from mixlab.config import Config  # noqa: E402
 from mixlab.model.presets import gpt2, llama, olmo2  # noqa: E402
 from mixlab.parallel.mesh import MeshConfig, global_batch, host_rows, make_mesh  # noqa: E402
-from mixlab.training.optimizer import make_optimizer  # noqa: E402
+from mixlab.parallel.rules import spec  # noqa: E402
+from mixlab.training.muon import orthogonalise  # noqa: E402
+from mixlab.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from mixlab.training.schedules import ScheduleConfig  # noqa: E402
 from mixlab.training.state import Layout, create_state, plan_state  # noqa: E402
 from mixlab.training.step import compile_train_step, make_train_step  # noqa: E402
 
 STEPS, ROWS, LENGTH, VOCABULARY = 20, 8, 32, 96
 PRESETS = {"gpt2": gpt2, "llama": llama, "olmo2": olmo2}
+MUON = "llama with Muon"  # instead of AdamW
 # name: (mesh, how attention crosses devices)
 ONE_PROCESS = {
     "1 device": (MeshConfig(), "gather"),
@@ -51,6 +55,7 @@ TESTED = {
     "gpt2": ("1 device", "data 8", "fsdp 8", "fsdp 4 x tensor 2", "fsdp 2 x sequence 4, gather"),
     "llama": ("1 device", "fsdp 8", "fsdp 4 x tensor 2", "data 2 x sequence 2 x tensor 2, ring"),
     "olmo2": ("1 device", "fsdp 8", "fsdp 4 x tensor 2", "expert 2 x sequence 4, all to all"),
+    MUON: ("1 device", "fsdp 8", "fsdp 4 x tensor 2"),
 }
 GROWING = [MeshConfig(1, 2), MeshConfig(1, 4), MeshConfig(1, 1, 2), MeshConfig(1, 2, 2)]
 SEVERAL_PROCESSES = {
@@ -65,8 +70,10 @@ def tiny(preset: str, **overrides) -> Config:
         layers=2, d_model=64, heads=4, ffn_width=128, vocab_size=VOCABULARY, vocab_multiple=32, context_length=LENGTH,
         layer_loop="scan",
     )  # fmt: skip
-    model = PRESETS[preset](**(values | ({} if preset == "gpt2" else {"kv_heads": 2}) | overrides))
-    return Config(model=model, schedule=ScheduleConfig(peak=1e-3, warmup_steps=2))
+    family = PRESETS[preset.removesuffix(" with Muon")]
+    model = family(**(values | ({} if preset == "gpt2" else {"kv_heads": 2}) | overrides))
+    optimizer = OptimizerConfig(name="muon" if preset == MUON else "adamw")
+    return Config(model=model, optimizer=optimizer, schedule=ScheduleConfig(peak=1e-3, warmup_steps=2))
 
 
 def arrays(step: int) -> dict[str, np.ndarray]:
@@ -143,6 +150,16 @@ def memory(preset: str, sizes: MeshConfig) -> dict[str, float]:
     }
 
 
+def orthogonalising(sizes: MeshConfig) -> dict[str, float]:
+    """Of a stack of matrices that lie as a layer's do: arithmetic of one device, and how often all see the whole."""
+    mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.sizes)])
+    place = NamedSharding(mesh, spec(("layers", "embed", "mlp")))
+    stack = jax.ShapeDtypeStruct((8, 64, 128), np.float32, sharding=place)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lambda x: orthogonalise(x, 5), out_shardings=place).lower(stack).compile()
+    return {"flops": compiled.cost_analysis()["flops"], "gathers": compiled.as_text().count(" all-gather(")}
+
+
 def one_process(meshes: dict[str, tuple[str, ...]]) -> dict[str, list[float]]:
     return {f"{preset}, {name}": curve(preset, *ONE_PROCESS[name]) for preset in meshes for name in meshes[preset]}
 
@@ -156,8 +173,10 @@ def main(file: str = "", port: str = "", processes: str = "", process: str = "",
     elif file:
         sizes = [MeshConfig(), MeshConfig(1, 8), MeshConfig(1, 4, 2), *GROWING]
         found = {"curves": one_process(TESTED), "memory": [memory("llama", mesh) for mesh in sizes]}
+        found["memory with Muon"] = [memory(MUON, mesh) for mesh in sizes[:3]]
+        found["orthogonalising"] = [orthogonalising(MeshConfig(1, fsdp)) for fsdp in (1, 2, 8)]
     else:
-        for key, losses in (curves := one_process(dict.fromkeys(PRESETS, tuple(ONE_PROCESS)))).items():
+        for key, losses in (curves := one_process(dict.fromkeys((*PRESETS, MUON), tuple(ONE_PROCESS)))).items():
             reference = np.array(curves[f"{key.partition(',')[0]}, 1 device"])
             print(f"{key:<50}{losses[-1]:.6f}  {np.abs(np.array(losses) / reference - 1).max():.1e}")
     if file and jax.process_index() == 0:

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
+from mixlab.training.muon import scale_by_muon
 from mixlab.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer, problems, roles
 
 OLMO_2 = OptimizerConfig(decay_norms_and_biases=True)
@@ -127,6 +129,27 @@ def test_muon_orthogonalises_each_matrix_of_the_stack_and_no_more():
     a, b = (tree["blocks"]["mlp"]["up"]["kernel"] for tree in (after, other))
     np.testing.assert_allclose(a[1:], b[1:], rtol=1e-6)
     assert not np.allclose(a[0], b[0])
+
+
+def test_muon_is_that_of_optax():
+    """Which has the iteration within; ours stands outside it. States are the same, bit for bit."""
+
+    def last_two_axes(tree):
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), tree)
+
+    ours = scale_by_muon(momentum=0.9, iterations=4, rms=0.2, eps=1e-8)
+    theirs = optax.contrib.scale_by_muon(beta=0.9, ns_steps=4, weight_dimension_numbers=last_two_axes)
+    matrices = parameters()["blocks"]
+    matrices = {"wide": matrices["mlp"]["up"]["kernel"], "tall": matrices["experts"]["down"]["kernel"]}
+    mine, other = ours.init(matrices), theirs.init(matrices)
+    for step in range(3):
+        gradients = jax.tree.map(lambda p, step=step: jnp.sin(p + step), matrices)
+        update, mine = ours.update(gradients, mine)
+        expected, other = theirs.update(gradients, other)
+        jax.tree.map(np.testing.assert_array_equal, mine[0], other)
+        for name, matrix in matrices.items():
+            scaled = expected[name] * 0.2 * max(matrix.shape[-2:]) ** 0.5
+            np.testing.assert_allclose(update[name], scaled, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
