@@ -11,9 +11,11 @@ import pytest
 from flax import nnx
 from tiny import PRESETS, Z_LOSS, Rows, abstract, loss, packed_rows, random_parameters, tiny, with_parameters
 
+from mixlab.batch import Kind
 from mixlab.errors import UserError
 from mixlab.model.size import parameter_count
 from mixlab.model.transformer import Transformer, scans_layers
+from tests.test_metadata_stream import D1, D2, D3, documents_of, read
 
 loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
 
@@ -92,6 +94,20 @@ def test_a_document_does_not_see_its_neighbours(case):
         (_, new_nll), _ = loss_and_gradient(parameters, config, rows._replace(tokens=changed))
     assert not np.equal(new_nll, nll)[first].any()
     np.testing.assert_array_equal(np.asarray(new_nll)[~first], nll[~first])  # bit for bit
+
+
+def test_metadata_are_seen_by_their_own_document_and_no_other(case):
+    config, parameters, *_ = case
+    batch = read(documents_of([D1, D2, D3], [1, 2, 1]), 24)
+    rows = Rows(batch.tokens, batch.targets, batch.loss_weights, batch.segment_ids, batch.positions)
+    metadata = batch.spans[batch.spans["kind"] == Kind.METADATA][1]
+    changed = rows.tokens.copy()
+    changed[0, metadata["offset"] : metadata["offset"] + metadata["length"]] += 1
+    with jax.enable_x64(True):
+        (_, nll), (_, after) = (loss_and_gradient(parameters, config, r)[0] for r in (rows, rows._replace(tokens=changed)))
+    behind = (rows.segment_ids == metadata["document"] + 1) & (np.arange(24) >= metadata["offset"])
+    assert behind.sum() == 6 and not np.equal(nll, after)[behind].any()
+    np.testing.assert_array_equal(np.asarray(after)[~behind], np.asarray(nll)[~behind])  # bit for bit
 
 
 @pytest.mark.parametrize(
