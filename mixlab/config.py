@@ -82,7 +82,7 @@ class TrainingConfig:
     """The train step.
 
     accumulation_steps: parts that a batch is computed in, one after the other; the result is the same.
-    z_loss: weight of (log Z)^2 a trained token.   loss_chunk_tokens: tokens whose logits are held at a time.
+    z_loss: weight of (log Z)^2 a trained token.   loss_chunk_tokens: tokens whose logits a device holds at a time.
     on_non_finite: when loss or gradient is not finite, "skip" the update (counted in train/skipped), "stop" the run, or
         "roll_back": go back to the last checkpoint and come again without that batch; if that does not help, without any
         batch since that checkpoint.

@@ -101,22 +101,31 @@ def activation_bytes(config: Config, mesh: MeshConfig, tokens: int, remat: str |
     width = c.d_model
     heads, kv, mlp = c.heads * c.head_dim / split, c.kv_heads * c.head_dim / split, c.ffn_width / split
     gated = c.activation == "swiglu"
-    # Everything a layer computes that its gradient needs: norms, rotated and plain queries and keys, the MLP's inside.
-    everything = 10 * width + 4 * heads + 2 * kv + (5 if gated else 4) * mlp
-    if mesh.sequence > 1 and c.sequence_attention == "gather":  # keys and values of whole rows, their gradients
-        everything += 2 * kv * mesh.sequence * (1 + 4 / _compute_bytes(config))
+    everything = layer_bytes(config, mesh, tokens)
     # Its input; and what the projections give, but for the last, which is only added.
-    kept = {"none": everything, "dots": 2 * width + heads + 2 * kv + (2 if gated else 1) * mlp, "full": width}
-    values = c.layers * kept[remat or c.remat] + everything
+    kept = {"dots": 2 * width + heads + 2 * kv + (2 if gated else 1) * mlp, "full": width}
+    saved = {"none": everything} | {name: tokens * values * _compute_bytes(config) for name, values in kept.items()}
+    return int(c.layers * saved[remat or c.remat] + everything)
+
+
+def layer_bytes(config: Config, mesh: MeshConfig, tokens: int) -> int:
+    """Bytes of one device for everything a layer computes that its gradient needs: norms, rotated and plain queries and
+    keys, the MLP's inside."""
+    c, split = config.model, mesh.tensor
+    heads, kv, mlp = c.heads * c.head_dim / split, c.kv_heads * c.head_dim / split, c.ffn_width / split
+    values = 10 * c.d_model + 4 * heads + 2 * kv + (5 if c.activation == "swiglu" else 4) * mlp
+    if mesh.sequence > 1 and c.sequence_attention == "gather":  # keys and values of whole rows, their gradients
+        values += 2 * kv * mesh.sequence * (1 + 4 / _compute_bytes(config))
     return int(tokens * values * _compute_bytes(config))
 
 
 def loss_bytes(config: Config, mesh: MeshConfig, tokens: int) -> int:
-    """Bytes of one device for a chunk's logits and their gradient, float32, and the gradient of the output matrix."""
+    """Bytes of one device for the gradient of the output matrix, and for a chunk's logits and their gradient, float32, as far
+    as they do not fit where the layers' gradients will be made."""
     c = config.model
     vocabulary = c.padded_vocab_size / mesh.tensor
-    chunk = min(math.ceil(config.training.loss_chunk_tokens / token_shards(mesh)), tokens)
-    return int(chunk * vocabulary * 8 + c.d_model * vocabulary * 4)
+    logits = 8 * vocabulary * min(config.training.loss_chunk_tokens, tokens)
+    return int(max(0, logits - layer_bytes(config, mesh, tokens)) + c.d_model * vocabulary * 4)
 
 
 def gathered_bytes(config: Config, mesh: MeshConfig) -> int:

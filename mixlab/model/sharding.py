@@ -18,10 +18,16 @@ def mesh_axes(name: str, size: int) -> str | tuple[str, ...] | None:
     return None if mesh.empty or mesh.are_all_axes_manual else rules.mesh_axes(name, size, mesh.shape)
 
 
+def dividing_axes(name: str, size: int) -> tuple[str, ...]:
+    """Those of `mesh_axes` that have more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in rules.split_axes(mesh_axes(name, size)) if mesh.shape[axis] > 1)
+
+
 def extent(name: str, size: int) -> int:
     """Into how many parts a logical axis of this size is divided."""
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in rules.split_axes(mesh_axes(name, size)))
+    return math.prod(mesh.shape[axis] for axis in dividing_axes(name, size))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

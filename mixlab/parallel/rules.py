@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "expert", "fsdp"),
     "length": "sequence",
+    "tokens": ("data", "expert", "fsdp", "sequence"),  # of rows one after the other
     "vocab": "tensor",
     "positions": None,
     "embed": ("fsdp", "sequence"),  # jointly: a mesh that trades the one for the other leaves parameters in place

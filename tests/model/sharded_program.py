@@ -22,6 +22,7 @@ from mixlab.model import attention, noise, sequence  # noqa: E402
 from mixlab.model.transformer import Transformer  # noqa: E402
 from mixlab.parallel import mesh as meshes  # noqa: E402
 from mixlab.parallel import rules  # noqa: E402
+from mixlab.training.loss import cross_entropy  # noqa: E402
 from mixlab.training.optimizer import make_optimizer  # noqa: E402
 from mixlab.training.state import plan_state  # noqa: E402
 
@@ -166,11 +167,55 @@ def check_probing(mesh):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+def check_loss():
+    """Losses and gradients are those of one device; in the loop over chunks nothing goes between devices but a few numbers a
+    token, and neither the head's columns nor logits are gathered."""
+    T, D, V, vocab_size, chunk = 80, 16, 48, 43, 3
+    rng = np.random.default_rng(0)
+    hidden, head = rng.normal(size=(T, D)).astype(np.float32), rng.normal(size=(D, V)).astype(np.float32)
+    targets, weights = rng.integers(0, vocab_size, T, dtype=np.int32), rng.uniform(size=T).astype(np.float32)
+
+    def run(hidden, head, targets, weights):
+        def total(hidden, head):
+            told = cross_entropy(hidden, head, targets, weights, vocab_size=vocab_size, z_loss=0.1, chunk_tokens=chunk)
+            return told.total / weights.sum(), told
+
+        return jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, head)
+
+    whole = (hidden, head, targets, weights)
+    for sizes in (dict(data=8), dict(fsdp=8), dict(fsdp=4, tensor=2), dict(data=1, fsdp=2, sequence=2, tensor=2)):
+        mesh = meshes.make_mesh(meshes.MeshConfig(**{"data": 1} | sizes))
+        axes = ("tokens", None), ("embed", "vocab"), ("tokens",), ("tokens",)
+        for count in (T - 3, T):  # tokens that do not divide stay whole on every device
+            given = tuple(a if a is head else a[:count] for a in whole)
+            expected = jax.jit(run)(*given)
+            with jax.set_mesh(mesh):
+                placed = [
+                    jax.device_put(a, NamedSharding(mesh, rules.spec(names if count == T or a is head else ())))
+                    for a, names in zip(given, axes, strict=True)
+                ]
+                compiled = jax.jit(run).lower(*placed).compile()
+                got = compiled(*placed)
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+        kinds, sums = "all-reduce|all-gather|reduce-scatter|all-to-all", []
+        columns, embed = V // mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["sequence"]
+        for line in compiled.as_text().splitlines():  # of tokens that divide
+            found = re.search(rf" = (.*?) ({kinds})(?:-start)?\(", line)
+            for dims in re.findall(r"\[([\d,]*)\]", found[1]) if found else ():
+                shape = [int(n) for n in dims.split(",") if n]
+                assert np.prod(shape) <= chunk or "while/body" not in line, line
+                assert len(shape) < 2 or shape[-1] == D or shape[0] in (D, D // embed), line
+                sums += [shape] if shape[-1:] == [columns] and found[2] != "all-gather" else []
+        assert len(sums) == 1, (sizes, sums)
+
+
 if __name__ == "__main__":
     mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
     check_model(mesh)
     check_kernels(mesh)
     check_divided_rows()
     check_noise(mesh)
+    check_loss()
     check_probing(mesh)
     print("sharded: ok")

@@ -104,7 +104,9 @@ def test_metadata_are_seen_by_their_own_document_and_no_other(case):
     changed = rows.tokens.copy()
     changed[0, metadata["offset"] : metadata["offset"] + metadata["length"]] += 1
     with jax.enable_x64(True):
-        (_, nll), (_, after) = (loss_and_gradient(parameters, config, r)[0] for r in (rows, rows._replace(tokens=changed)))
+        (_, nll), (_, after) = (
+            loss_and_gradient(parameters, config, r)[0] for r in (rows, rows._replace(tokens=changed))
+        )
     behind = (rows.segment_ids == metadata["document"] + 1) & (np.arange(24) >= metadata["offset"])
     assert behind.sum() == 6 and not np.equal(nll, after)[behind].any()
     np.testing.assert_array_equal(np.asarray(after)[~behind], np.asarray(nll)[~behind])  # bit for bit

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixlab.model.attention import attend, dense
+from mixlab.model.attention import BACKEND, KERNELS, attend, dense
 from mixlab.training.loss import cross_entropy
 from speed import clock
 
@@ -31,6 +31,27 @@ def attention(shapes: list[tuple[int, int, int, int, int | None]], dtype: str, r
             flops = 6 * rows * heads * width * length**2  # the train step's formula, for rows of one document
             found[f"{named}: {name}, seconds of {which} time"] = seconds
             found[f"{named}: {name}, FLOP/s if rows were one document"] = flops / seconds
+    return found
+
+
+def agreement() -> dict:
+    """The largest difference of this backend's kernels from the whole score matrix, forward and backward, in bfloat16, over the
+    largest value; grouped queries, a length that is no multiple of any block, packed documents and single ones."""
+    found: dict[str, float] = {}
+    rng = np.random.default_rng(0)
+    shapes = (2, 1000, 8, 64), (2, 1000, 2, 64), (2, 1000, 2, 64), (2, 1000, 8, 64)
+    q, k, v, d_out = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
+    packed = jnp.asarray(np.cumsum(rng.random((2, 1000)) < 0.01, axis=1) + 1, jnp.int32)
+    for name, kernel in KERNELS.items():
+        if name == "dense" or BACKEND.get(name, jax.default_backend()) != jax.default_backend():
+            continue
+        for rows, segments in {"packed": packed, "single documents": None}.items():
+            if name == "cudnn" and segments is not None:
+                continue
+            both = (_forward_and_backward(path, q, k, v, segments, d_out) for path in (kernel, dense))
+            pairs = zip(*map(jax.tree.leaves, both), strict=True)
+            worst = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
+            found[f"{name}, {rows}: largest difference from whole score matrices"] = worst
     return found
 
 
