@@ -102,8 +102,8 @@ def activation_bytes(config: Config, mesh: MeshConfig, tokens: int, remat: str |
     heads, kv, mlp = c.heads * c.head_dim / split, c.kv_heads * c.head_dim / split, c.ffn_width / split
     gated = c.activation == "swiglu"
     everything = layer_bytes(config, mesh, tokens)
-    # Its input; and what the projections give, but for the last, which is only added.
-    kept = {"dots": 2 * width + heads + 2 * kv + (2 if gated else 1) * mlp, "full": width}
+    # Its input; what attention gives; and what the projections give, but for the last, which is only added.
+    kept = {"dots": 2 * width + 2 * heads + 2 * kv + (2 if gated else 1) * mlp, "full": width}
     saved = {"none": everything} | {name: tokens * values * _compute_bytes(config) for name, values in kept.items()}
     return int(c.layers * saved[remat or c.remat] + everything)
 

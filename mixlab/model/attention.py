@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mixlab.errors import UserError
 from mixlab.model.blockwise import blockwise
 from mixlab.model.flash import flash
+from mixlab.model.layers import ATTENTION
 from mixlab.model.sequence import attend_divided, is_divided
 from mixlab.model.sharding import mesh_axes
 
@@ -108,6 +109,7 @@ def splash(
             block_sizes=blocks,
             head_shards=1,
             q_seq_shards=1,
+            residual_checkpoint_name=ATTENTION,
             interpret=interpret,
         )
         if segments is None:

@@ -10,6 +10,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from mixlab.model.layers import ATTENTION
 
 CPU_BLOCK = 64  # a block's scores stay in cache: 2 to 3 times quicker than 256 at every length tried
 ACCELERATOR_BLOCK = 256
@@ -60,7 +63,8 @@ def _forward(q, k, v, segments):
         peak, mass, out = jax.lax.fori_loop(first[i], i, visit, visit(i, start, True))
         return None, ((out / mass[..., None]).astype(q.dtype), peak + jnp.log(mass))
 
-    _, (out, log_mass) = jax.lax.scan(block, None, jnp.arange(len(q), dtype=jnp.int32))
+    _, kept = jax.lax.scan(block, None, jnp.arange(len(q), dtype=jnp.int32))
+    out, log_mass = checkpoint_name(kept, ATTENTION)
     return out, (q, k, v, segments, out, log_mass)
 
 

@@ -37,7 +37,7 @@ class ModelConfig:
     vocab_multiple: int  # embedding rows are padded up to a multiple; the padding never gets probability
 
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # float64: checks, under enable_x64
-    remat: Literal["none", "dots", "full"] = "none"  # recompute in backward: nothing, all but projections, all
+    remat: Literal["none", "dots", "full"] = "none"  # recompute in backward: nothing, what is cheap, all
     layer_loop: Literal["auto", "scan", "unroll"] = "auto"
     attention: Literal["auto", "dense", "blockwise", "splash", "triton", "cudnn"] = "auto"
     sequence_attention: Literal["gather", "ring", "all_to_all"] = "gather"  # how, where mesh.sequence divides rows

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+
+from mixlab.model.layers import ATTENTION
 
 HIDDEN = -1e30  # a score that is not visible: finite, so that a block without a visible key leaves no NaN behind
 
@@ -54,7 +57,7 @@ def _forward(q, k, v, segments, scale, tiles, interpret):
     if segments is not None:
         sparse = (segments, _visible_blocks(segments, Cq, Ck)[0])
         sparse_specs = (row, _one())
-    out, log_mass = pl.pallas_call(
+    kept = pl.pallas_call(
         functools.partial(_forward_kernel, scale=scale, Cq=Cq, Ck=Ck),
         grid=(L // Cq, B, H),
         in_specs=[by_query, whole, whole, *sparse_specs],
@@ -62,6 +65,7 @@ def _forward(q, k, v, segments, scale, tiles, interpret):
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, H, L), jnp.float32)],
         **_how("flash_forward", D, interpret),
     )(q, k, v, *sparse)
+    out, log_mass = checkpoint_name(kept, ATTENTION)
     return out, (q, k, v, segments, out, log_mass)
 
 

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-PROJECTION = "projection"  # the name under which a remat policy may keep a linear map's output
+# Names of what is dear to compute again, for remat policies: a linear map's output; attention's, and the log-sum-exp of its
+# scores, with which its gradient needs nothing else of the forward pass.
+PROJECTION, ATTENTION = "projection", "attention"
 
 Initializer = jax.nn.initializers.Initializer
 

@@ -17,9 +17,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from mixlab.errors import UserError
 from mixlab.model.blockwise import ACCELERATOR_BLOCK, CPU_BLOCK, absorb, gradients
+from mixlab.model.layers import ATTENTION
 from mixlab.model.sharding import extent, mesh_axes
 
 AXIS = "sequence"
@@ -139,8 +141,8 @@ def _forward(how, q, k, v, segments):
         )
         sums = visit(sums, coming, _turns(size - 1))
     peak, mass, out = sums
-    out = (out / mass[..., None]).astype(q.dtype)
-    return out, (q, k, v, segments, out, peak + jnp.log(mass))
+    out, log_mass = checkpoint_name(((out / mass[..., None]).astype(q.dtype), peak + jnp.log(mass)), ATTENTION)
+    return out, (q, k, v, segments, out, log_mass)
 
 
 def _backward(how, saved, d_out):

@@ -15,7 +15,7 @@ from mixlab.errors import UserError
 from mixlab.model.attention import attend
 from mixlab.model.config import ModelConfig, config_problems
 from mixlab.model.init import residual_init, weight_init
-from mixlab.model.layers import PROJECTION, Linear, Norm, parameter
+from mixlab.model.layers import ATTENTION, PROJECTION, Linear, Norm, parameter
 from mixlab.model.rope import Rotation, rotate, rotation
 from mixlab.model.sequence import from_stripes, is_divided, to_stripes
 from mixlab.model.sharding import constrain
@@ -182,14 +182,20 @@ def scans_layers(config: ModelConfig, backend: str) -> bool:
     return backend != "cpu" or config.layers > UNROLL_LAYERS or config.remat != "none"
 
 
+def is_dear(primitive, *arguments, **settings) -> bool:
+    """The policy of remat = "dots": kept are projections, and of attention what its gradient would else need all of it for.
+    cuDNN's attention bears no name of ours: it is known by its primitive's."""
+    named = jax.checkpoint_policies.save_only_these_names(PROJECTION, ATTENTION)
+    return primitive.name == "dot_product_attention_fwd_wrapper" or named(primitive, *arguments, **settings)
+
+
 def run_layers(
     layer: Callable[[jax.Array, Any], jax.Array], x_BxLxD: jax.Array, weights: Any, config: ModelConfig
 ) -> jax.Array:
     """Applies `layer(x, layer_weights)` once for each slice of `weights` along the leading "layers" axis."""
     scan = scans_layers(config, jax.default_backend())
     if config.remat != "none":
-        keep = jax.checkpoint_policies.save_only_these_names(PROJECTION)
-        policy = keep if config.remat == "dots" else None
+        policy = is_dear if config.remat == "dots" else None
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)  # a scan already keeps CSE out
     if scan:
         return jax.lax.scan(lambda x, w: (layer(x, w), None), x_BxLxD, weights)[0]

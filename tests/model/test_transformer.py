@@ -165,6 +165,19 @@ def test_when_layers_are_scanned(change, backend, scans):
     assert scans_layers(tiny("llama", **change), backend) == scans
 
 
+def test_remat_computes_again_what_it_promises():
+    """A layer has seven projections and, in its attention, products of blocks; and one logistic function."""
+    products, logistics = {}, {}
+    for remat in ("none", "dots", "full"):
+        config = tiny("llama", layer_loop="scan", remat=remat)
+        rows = packed_rows(config)
+        gradient = jax.grad(lambda p, config=config, rows=rows: loss(p, config, rows)[0])
+        program = str(jax.make_jaxpr(gradient)(random_parameters(config)))
+        products[remat], logistics[remat] = program.count(" dot_general["), program.count(" logistic")
+    assert products["none"] == products["dots"] <= products["full"] - 9
+    assert 0 < logistics["none"] < logistics["dots"] == logistics["full"]
+
+
 def test_remat_trades_memory_in_the_order_it_promises():
     def temporary_bytes(remat):
         config = tiny("llama", layers=8, layer_loop="scan", remat=remat, context_length=256)
