@@ -3,6 +3,7 @@
 import resource
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mixlab.sequences.concat_chunk import concat_chunk
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.metadata import MetadataConfig, make_metadata
 from mixlab.stream import Stream
+from speed import memory
 
 FAR = 10**6  # a step to read at once
 
@@ -64,6 +66,11 @@ def reading(tokens: int) -> dict:
                 result[f"{named}: more CPU time with items of {mean} tokens over 1.8 % of them"] = _more(
                     stream, treated, steps
                 )
+        few = every[
+            : max(200, len(every) // 20)
+        ]  # read for many epochs: of each there are indices, which must go again
+        insertions = partial(_insertions, mean_tokens=300, eos_id=letters.eos_id)
+        result |= memory.growth(store, few, (257,), metadata, tokens // 4, insertions)
     return result
 
 
