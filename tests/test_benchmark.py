@@ -80,6 +80,25 @@ def test_no_accelerator_here():
         trains.accelerator(None)
 
 
+def test_kernels_agree_with_whole_score_matrices():
+    found = kernels.agreement()
+    assert len(found) == 2 and all(0 < worst < 0.02 for worst in found.values())
+
+
+def test_a_part_that_fails_or_comes_too_late_leaves_the_others_alone(monkeypatch):
+    """The accelerator's parts, with stand-ins for the models and a clock that runs out after the second."""
+    now = iter(range(100))
+    monkeypatch.setattr(trains, "ACCELERATOR_SECONDS", 3)
+    monkeypatch.setattr(trains.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(trains.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(trains.kernels, "agreement", lambda: {"kernel": 1 / 0})
+    monkeypatch.setattr(trains, "measure", lambda setting, repeats, trace: {"rows": setting.rows})
+    found = trains.accelerator(None)
+    assert found.pop("agreement") == "failed: ZeroDivisionError: division by zero"
+    assert found.pop("GPT-2 124M, 1024: rows") == 32 and found.pop("GPT-2 1.5B, 2048: rows") == 4
+    assert found.pop("formula") and set(found.values()) == {"left out: 3 seconds were over"}
+
+
 def test_the_peers_step_is_of_the_same_size():
     torch_peer = pytest.importorskip("benchmark_torch_peer", exc_type=ImportError)
     peer = torch_peer.measure(layers=1, d_model=32, heads=2, ffn_width=64, vocab_size=128, length=64, rows=2, steps=1)
