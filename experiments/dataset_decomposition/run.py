@@ -25,7 +25,9 @@ FILES = ("docs_urls/*.jsonl.gz", "novels/*.jsonl.gz", "code_python/*.jsonl.gz", 
 def main(arguments: list[str]) -> int:
     parser = commands.make_parser(NAME, __doc__)
     parser.add_argument("--arms", default=",".join(ARMS), help=f"default {','.join(ARMS)}")
-    parser.add_argument("--bucket-seeds", default="1,2,3", help="of the runs on one bucket; default 1,2,3; none if empty")
+    parser.add_argument(
+        "--bucket-seeds", default="1,2,3", help="of the runs on one bucket; default 1,2,3; none if empty"
+    )
     flags, overrides = commands.parse(parser, NAME, arguments)
     workdir = flags.workdir
     if flags.data is not None:
