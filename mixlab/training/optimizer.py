@@ -116,6 +116,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def apply_gradients(optimizer: optax.GradientTransformation, gradients, opt_state, params, learning_rate):
     """One update -> (params, opt_state, grad_norm). `grad_norm` (float32) is the global norm before
     clipping."""
+    # Array by array: layers are stacked, so there are about twenty at any depth, and XLA fuses each one's update into a few loops.
+    # One flat vector of all was 12 % slower (AdamW, 25M parameters, an EPYC core: 121 against 108 ms, about 5 % of a step).
     grad_norm = optax.global_norm(gradients)
     direction, opt_state = optimizer.update(gradients, opt_state, params)
     params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
