@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,18 @@ def test_a_step_is_timed_and_traced(tmp_path):
     rows = profile.longest(tmp_path)
     assert rows and rows == sorted(rows, key=lambda row: -row[1])
     assert all(seconds > 0 and calls >= 1 for _, seconds, calls in rows)
+    gaps, whole = profile.idle(tmp_path)
+    assert 0 < gaps < whole < 60
+
+
+def test_idle_is_what_no_program_covers():
+    class Event(NamedTuple):
+        start_ns: int
+        duration_ns: int
+
+    seconds = 10**9
+    events = [Event(s * seconds, d * seconds) for s, d in ((7, 2), (0, 4), (1, 1), (3, 2), (9, 1))]  # idle from 5 to 7
+    assert profile._gaps(events) == (2, 10) and profile._gaps([]) == (0, 0)
 
 
 def test_packed_rows_hold_documents():

@@ -17,6 +17,7 @@ from mixlab.training.optimizer import OptimizerConfig, make_optimizer
 from mixlab.training.state import create_state, plan_state
 from mixlab.training.step import compile_train_step, make_train_step
 from speed import clock
+from speed import profile as profiles
 
 FORMULA = (
     "FLOPs a token = 6 x (matrix parameters of the layers + d_model x vocabulary) + 6 x layers x heads x head_dim x length: "
@@ -69,8 +70,7 @@ def measure(setting: Setting, repeats: int, profile: Path | None = None) -> dict
     step, which = Step(setting), clock.clock()
     times = clock.timed(step.run, repeats)
     if profile:
-        with jax.profiler.trace(str(profile)):
-            jax.block_until_ready([step.run() for _ in range(3)])
+        profiles.trace(profile, step.run)
     tokens = setting.rows * setting.length
     peak, source = clock.peak(setting.model.compute_dtype)
     rate = tokens / times.of(which)
