@@ -67,9 +67,10 @@ def _programs(plane) -> list:
 
 
 def _executions(plane) -> list:
-    """What ran on CPU: programs, by the threads that start them; the threads of Eigen run their parts."""
-    lines = (line for line in plane.lines if "Eigen" not in line.name)
-    return [event for line in lines for event in line.events if event.name.startswith(EXECUTION)]
+    """What ran on CPU: operations in XLA's threads, programs in whichever thread starts them."""
+    return [
+        event for line in plane.lines for event in line.events if "XLA" in line.name or event.name.startswith(EXECUTION)
+    ]
 
 
 def _gaps(events: list) -> tuple[float, float]:
