@@ -100,12 +100,16 @@ def activation_bytes(config: Config, mesh: MeshConfig, tokens: int, remat: str |
     c, split = config.model, mesh.tensor
     width = c.d_model
     heads, kv, mlp = c.heads * c.head_dim / split, c.kv_heads * c.head_dim / split, c.ffn_width / split
-    gated = c.activation == "swiglu"
-    everything = layer_bytes(config, mesh, tokens)
-    # Its input; what attention gives; and what the projections give, but for the last, which is only added.
-    kept = {"dots": 2 * width + 2 * heads + 2 * kv + (2 if gated else 1) * mlp, "full": width}
-    saved = {"none": everything} | {name: tokens * values * _compute_bytes(config) for name, values in kept.items()}
-    return int(c.layers * saved[remat or c.remat] + everything)
+    projected = 2 if c.activation == "swiglu" else 1
+    kept = {
+        # What projections, norms and attention read and give: the inside of norms and activations is computed again.
+        "none": 5 * width + 2 * heads + 2 * kv + (projected + 1) * mlp,
+        # Its input; what attention gives; and what the projections give, but for the last, which is only added.
+        "dots": 2 * width + 2 * heads + 2 * kv + projected * mlp,
+        "full": width,
+    }
+    saved = c.layers * tokens * kept[remat or c.remat] * _compute_bytes(config)
+    return int(saved + layer_bytes(config, mesh, tokens))
 
 
 def layer_bytes(config: Config, mesh: MeshConfig, tokens: int) -> int:

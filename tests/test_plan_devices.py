@@ -160,7 +160,7 @@ def small(remat, mesh):
     return run_of(model, mesh, 64 * 256, 256)
 
 
-@pytest.mark.parametrize(("remat", "mesh"), [("dots", [1, 8, 1, 1]), ("full", [1, 2, 2, 2])])
+@pytest.mark.parametrize(("remat", "mesh"), [("none", [1, 8, 1, 1]), ("dots", [1, 8, 1, 1]), ("full", [1, 2, 2, 2])])
 def test_against_the_compiler(remat, mesh):
     """The compiler's own account of the train step, for eight simulated devices that never run it."""
     done = subprocess.run(

@@ -1,6 +1,8 @@
 """Linear maps and norms. Parameters are float32; each carries the logical names of its axes, which
 `parallel/rules.py` maps to mesh axes. Nothing here knows of a mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -75,9 +77,30 @@ class Norm(nnx.Module):
         self.bias = parameter(nnx.initializers.zeros, rngs, (width,), (axis,)) if kind == "layer" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if self.bias is not None:
-            wide = wide - wide.mean(axis=-1, keepdims=True)
-        variance = jnp.square(wide).mean(axis=-1, keepdims=True)
-        y = wide * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
-        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+        return normalise(x, self.scale[...], None if self.bias is None else self.bias[...], self.eps)
+
+
+# What follows is quick to compute again: the backward pass does so from the inputs, which it has anyway, in place of
+# keeping every intermediate value, several of them float32.
+cheap = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+@functools.partial(cheap, static_argnums=3)
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if bias is not None:
+        wide = wide - wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide).mean(axis=-1, keepdims=True)
+    y = wide * jax.lax.rsqrt(variance + eps) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+@cheap
+def gelu(x: jax.Array) -> jax.Array:
+    """By tanh, as GPT-2 has it."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+@cheap
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return jax.nn.silu(gate) * up

@@ -15,7 +15,7 @@ from mixlab.errors import UserError
 from mixlab.model.attention import attend
 from mixlab.model.config import ModelConfig, config_problems
 from mixlab.model.init import residual_init, weight_init
-from mixlab.model.layers import ATTENTION, PROJECTION, Linear, Norm, parameter
+from mixlab.model.layers import ATTENTION, PROJECTION, Linear, Norm, gelu, parameter, swiglu
 from mixlab.model.rope import Rotation, rotate, rotation
 from mixlab.model.sequence import from_stripes, is_divided, to_stripes
 from mixlab.model.sharding import constrain
@@ -63,8 +63,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         if self.gate is None:
-            return self.down(jax.nn.gelu(self.up(x_BxLxD), approximate=True))
-        return self.down(jax.nn.silu(self.gate(x_BxLxD)) * self.up(x_BxLxD))
+            return self.down(gelu(self.up(x_BxLxD)))
+        return self.down(swiglu(self.gate(x_BxLxD), self.up(x_BxLxD)))
 
 
 class Block(nnx.Module):
