@@ -15,6 +15,7 @@ from pathlib import Path
 from mixlab import errors
 from mixlab.cli import Parser
 from mixlab.errors import UserError
+from mixlab.parallel import host_memory, xla_flags
 from mixlab.probe import chosen_steps
 
 
@@ -35,10 +36,8 @@ def main(arguments: list[str]) -> None:
     if not path.is_file():
         raise UserError(f"--workdir={flags.workdir}: has no config.json; name the folder of a run")
     from mixlab import config as configs
-    from mixlab.parallel import xla_flags
 
     xla_flags.set_flags()
-
     if flags.tasks is not None:
         overrides = [f"--config.evaluation.tasks={_tasks(flags.tasks)!r}", *overrides]
     config = configs.load_json(path, overrides)
@@ -161,4 +160,5 @@ def _record(workdir: Path, meta: dict, scored) -> None:
 
 
 if __name__ == "__main__":
+    host_memory.keep_freed()
     sys.exit(errors.run(main))

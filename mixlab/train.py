@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mixlab import errors
 from mixlab.cli import Parser
-from mixlab.parallel import distributed, xla_flags
+from mixlab.parallel import distributed, host_memory, xla_flags
 
 
 def main(arguments: list[str]) -> int:
@@ -46,4 +46,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    host_memory.keep_freed()
     sys.exit(errors.run(main))

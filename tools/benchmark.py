@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from speed import clock, data, profile, startup, trains
 
 from mixlab import errors
-from mixlab.parallel import xla_flags
+from mixlab.parallel import host_memory, xla_flags
 
 HISTORY = Path(__file__).with_name("speed") / "history.jsonl"
 
@@ -96,4 +96,5 @@ def _print(result: dict, earlier: dict) -> None:
 
 
 if __name__ == "__main__":
+    host_memory.keep_freed()
     sys.exit(errors.run(main))

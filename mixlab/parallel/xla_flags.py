@@ -6,7 +6,7 @@ ends the process when JAX starts: the tests try every one of XLA's on the instal
 
 import importlib.util
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 
@@ -51,10 +51,18 @@ PLUGINS = {"gpu": (("cuda", "gpu"), ("jax_cuda12_plugin", "jax_cuda13_plugin")),
 def set_flags(environment: MutableMapping[str, str] = os.environ) -> None:
     """Adds the flags of the backends that may be found here, but for those that the user has set himself. Call it before JAX
     starts a backend; afterwards it changes nothing."""
-    asked_for = environment.get("JAX_PLATFORMS") or "cuda,tpu"
-    for backend, (names, packages) in PLUGINS.items():
-        if {*names} & {*asked_for.split(",")} and any(map(importlib.util.find_spec, packages)):
-            add(FLAGS[backend], environment)
+    for backend in accelerators(environment) or ("cpu",):
+        add(FLAGS[backend], environment)
+
+
+def accelerators(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The backends besides the CPU's that JAX will look for devices of."""
+    asked_for = (environment.get("JAX_PLATFORMS") or "cuda,tpu").split(",")
+    return tuple(
+        backend
+        for backend, (names, packages) in PLUGINS.items()
+        if {*names} & {*asked_for} and any(map(importlib.util.find_spec, packages))
+    )
 
 
 def add(flags: tuple[Flag, ...], environment: MutableMapping[str, str]) -> None:

@@ -1,0 +1,38 @@
+"""A step's temporary memory is not asked of the system again for every step."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from mixlab.parallel import host_memory
+
+if sys.argv[1] == "kept":
+    host_memory.keep_freed()
+step = jax.jit(lambda x: jnp.sort(jnp.sort(x)[::-1] + 1)[0]).lower(jnp.zeros(2**21)).compile()
+x = jnp.zeros(2**21)
+for turn in range(30):
+    if turn == 10:
+        began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(step(x))
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began
+print(faults * resource.getpagesize() / 20 / step.memory_analysis().temp_size_in_bytes)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's")
+def test_temporary_memory_stays_with_the_process():
+    shares = {}
+    for how in ("returned", "kept"):
+        program = [sys.executable, "-c", PROGRAM, how]
+        done = subprocess.run(
+            program, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        shares[how] = float(done.stdout)
+    assert shares["kept"] < 0.3 < 1 < shares["returned"], shares
