@@ -117,8 +117,11 @@ def accelerator(profile: Path | None) -> dict:
         "GPT-2 1.5B, 2048": Setting(_gpu(gpt2("1558M", context_length=2048), "dots"), 4, 2048),
         "Llama 190M, 8192": Setting(_gpu(llama(layers=12, d_model=768, heads=12, **long)), 4, 8192),
         "Llama 190M, 8192, packed": Setting(_gpu(llama(layers=12, d_model=768, heads=12, **long)), 4, 8192, 600),
-        "GPT-2 124M, 1024, layers unrolled": Setting(_gpu(gpt2("124M", layer_loop="unroll")), 32, 1024),
+        "GPT-2 124M, 1024, layers scanned": Setting(_gpu(gpt2("124M", layer_loop="scan")), 32, 1024),
         "GPT-2 124M, 1024, packed": Setting(_gpu(gpt2("124M")), 32, 1024, 400),
+        "GPT-2 1.5B, 2048, layers unrolled": Setting(
+            _gpu(gpt2("1558M", context_length=2048, layer_loop="unroll"), "dots"), 4, 2048
+        ),
     }
     until = time.monotonic() + ACCELERATOR_SECONDS
     found: dict = {"formula": FORMULA} | _told("agreement", kernels.agreement, until)
