@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are brought near orthogonal ones (Jordan et al. 2024, "Muon: an optimizer for hidden layers")."""
+"""Muon (Jordan et al. 2024): momentum whose matrices are brought near orthogonal ones."""
 
 import math
 
@@ -14,11 +14,11 @@ FREE = jax.P.UNCONSTRAINED
 
 
 def scale_by_muon(momentum: float, iterations: int, rms: float, eps: float) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised by so many iterations, every matrix at the root mean square `rms` (Liu et al. 2025,
-    "Muon is scalable for LLM training", section 2.2).
+    """Nesterov momentum, orthogonalised by so many iterations, every matrix at the root mean square `rms` (Liu et al.
+    2025, "Muon is scalable for LLM training", section 2.2).
 
-    All axes but the last two (layers, experts) are batch axes; the heads of an attention weight stay folded, so that its matrix
-    is orthogonalised as a whole.
+    All axes but the last two (layers, experts) are batch axes; the heads of an attention weight stay folded, so that
+    its matrix is orthogonalised as a whole.
     """
 
     def last_two_axes(updates):
@@ -37,9 +37,9 @@ def scale_by_muon(momentum: float, iterations: int, rms: float, eps: float) -> o
 def orthogonalise(x_xMxN: jax.Array, iterations: int) -> jax.Array:
     """Newton-Schulz: singular values of at most 1 come near 1. The smaller side is the one that is squared.
 
-    Where parameters are divided (fsdp), each device has whole matrices of its part of the layers meanwhile: a matrix moves once
-    before all iterations and once after, and none is computed twice. A stack of fewer layers than devices leaves some idle.
-    Over `tensor` the longer side is divided, and only the squares are summed up.
+    Where parameters are divided (fsdp), each device has whole matrices of its part of the layers meanwhile: a matrix
+    moves once before all iterations and once after. A stack of fewer layers than devices leaves some idle. Over
+    `tensor` the longer side is divided, and only the squares are summed up. Replicas (`data`) all do the same.
     """
     wide = x_xMxN.shape[-2] <= x_xMxN.shape[-1]
     x = _place(x_xMxN if wide else x_xMxN.mT, STACK, None, LONG_SIDE)
