@@ -34,7 +34,7 @@ def get_config(arg: str = "muon") -> ConfigDict:
 
     Expected: experiments/speed/README.md.
     Command: python experiments/speed/run.py --data=DIR, or --embedded, tries the rates and trains all arms.
-    Cost: about 35 minutes on one CPU core; 4 for the embedded corpus with one seed.
+    Cost: about 25 minutes on a free CPU core; 6 for the embedded corpus with one seed.
 
     arg: words separated by commas: an arm (adamw, muon, muon_bf16), a seed (1), embedded for the corpus of this Python
         installation, steps=N. "muon_bf16,2", "embedded,adamw".
