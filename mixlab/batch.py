@@ -123,7 +123,7 @@ def lay_out(
     trainable = None
     if documents.metadata is not None:
         written = spans.compress(kinds == Kind.METADATA)
-        places = _places(spans, kinds == Kind.METADATA)
+        places = runs(written["row"] * np.int64(length + 1) + written["offset"], written["length"])
         flat[places] = documents.metadata.read(written["document"], written["start"], written["length"])
         trainable = _trainable(pieces, spans, places, documents, documents.metadata, format).reshape(rows, length + 1)
 
