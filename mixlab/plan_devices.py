@@ -118,8 +118,9 @@ def layer_bytes(config: Config, mesh: MeshConfig, tokens: int) -> int:
     c, split = config.model, mesh.tensor
     heads, kv, mlp = c.heads * c.head_dim / split, c.kv_heads * c.head_dim / split, c.ffn_width / split
     values = 10 * c.d_model + 4 * heads + 2 * kv + (5 if c.activation == "swiglu" else 4) * mlp
-    if mesh.sequence > 1 and c.sequence_attention == "gather":  # keys and values of whole rows, their gradients
-        values += 2 * kv * mesh.sequence * (1 + 4 / _compute_bytes(config))
+    if mesh.sequence > 1 and c.sequence_attention == "gather":
+        # Keys and values of whole rows, as they come and in pieces, and their float32 gradients.
+        values += 2 * kv * mesh.sequence * (2 + 4 / _compute_bytes(config))
     return int(tokens * values * _compute_bytes(config))
 
 
