@@ -78,7 +78,7 @@ def _backward(scale, tiles, interpret, saved, d_out):
     sparse, first, last = (), (), ()
     if segments is not None:
         sparse = (segments,)
-        first, last = (((bound, _one())) for bound in _visible_blocks(segments, C, C))
+        first, last = ((bound, _one()) for bound in _visible_blocks(segments, C, C))
     by_query, whole, row = _specs(L, D, C, group)
     of_query = pl.BlockSpec((None, None, C), lambda i, b, h: (b, h, i))
     d_q = pl.pallas_call(
@@ -190,8 +190,8 @@ def _hide(scores, sparse, first_query, first_key, diagonal: bool):
         of_queries, of_keys = segments_ref[pl.ds(first_query, queries)], segments_ref[pl.ds(first_key, keys)]
         visible = of_queries[:, None] == of_keys[None, :]
     if diagonal:
-        later = (first_query + jnp.arange(queries))[:, None] >= (first_key + jnp.arange(keys))[None, :]
-        visible = later if visible is None else visible & later
+        not_later = (first_key + jnp.arange(keys))[None, :] <= (first_query + jnp.arange(queries))[:, None]
+        visible = not_later if visible is None else visible & not_later
     return scores if visible is None else jnp.where(visible, scores, HIDDEN)
 
 

@@ -38,7 +38,8 @@ def cross_entropy(
     z-loss adds z_loss * log(Z)**2 a weighted target (OLMo 2, section 3.3.3). On a device at most chunk_tokens x V
     logits exist at a time (None: as many as fit in LOGITS_BYTES); T need not be a multiple. Matmuls take the compute
     dtype and accumulate in float32; softmax and sums are float32. Where the mesh in force divides the tokens or the
-    vocabulary, each device works on its tokens and its columns: neither the head nor logits are gathered.
+    vocabulary, each device works on its tokens and its columns of the head: those
+    are not gathered, nor are logits.
 
     The gradient is made during the forward pass, while a chunk's logits are there: three matmuls, where
     recomputing the logits would take four. When no gradient is asked for, the compiler drops that work."""
