@@ -14,6 +14,8 @@ EXIT_AGAIN = 76  # another process, a bucket or a device was lost, or a step hun
 EXIT_ABORTED = 134  # JAX's own way (SIGABRT) to end a process whose others are gone: to be treated as 76
 EXIT_NO_READER = 141  # whoever read the output has stopped, as `| head` does; what shells show of others then (SIGPIPE)
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
     """Something the user can put right. The message names the key or file, what is wrong, and the remedy."""
@@ -37,7 +39,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
             print(f"error: {error}; start again to go on from the last checkpoint", file=sys.stderr)
             return EXIT_AGAIN
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in DISK_FULL:
                 raise
             where = f" for {error.filename}" if error.filename else ""
             print(f"error: {error.strerror}{where}; free some and run the same command again", file=sys.stderr)

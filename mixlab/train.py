@@ -34,11 +34,12 @@ def main(arguments: list[str]) -> int:
     distributed.start(flags)
     from mixlab.data import open_data  # after the flags: a mistake there is told at once
     from mixlab.report.summary import summary
+    from mixlab.training.disk import writing_run
     from mixlab.training.loop import train
 
     allowed = tuple(key for key in flags.allow_change.split(",") if key)
     workdir = flags.workdir or Path("runs") / config.name
-    with distributed.leaving_together(workdir), distributed.quiet_unless_first():
+    with distributed.leaving_together(workdir), distributed.quiet_unless_first(), writing_run(workdir):
         code = train(config, open_data(config), workdir, allowed)
         if code == 0:
             print(summary(workdir, shlex.join(a for a in arguments if a.startswith("--config"))))

@@ -1,6 +1,7 @@
 """Whatever a user gets wrong: one message that names it and the remedy, exit code 2, nothing lost."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -135,6 +136,18 @@ def small_disk(tmp_path):
 def test_a_full_disk_while_saving(place, capsys, small_disk):
     message = told(capsys, "--config=config.py", f"--workdir={small_disk / 'run'}")
     assert "No space left" in message and "run again to go on" in message
+
+
+def test_a_full_disk_while_recording(place, capsys):
+    """Whoever meets the full disk first, the record or a checkpoint in the background: the remedy is the same."""
+    assert train.main(["--config=config.py", "--workdir=run"]) == 0
+    shutil.rmtree("run/checkpoints")
+    (place / "run/metrics.jsonl").unlink()
+    (place / "run/metrics.jsonl").symlink_to("/dev/full")
+    message = told(capsys, "--config=config.py", "--workdir=run")
+    assert "cannot write run: No space left" in message and "run again to go on" in message
+    (place / "run/metrics.jsonl").unlink()
+    assert train.main(["--config=config.py", "--workdir=run"]) == 0
 
 
 def test_an_empty_corpus(place, capsys):

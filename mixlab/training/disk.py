@@ -5,7 +5,7 @@ import errno
 import os
 from pathlib import Path
 
-from mixlab.errors import UserError
+from mixlab.errors import DISK_FULL, UserError
 
 REASONS = ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EIO", "EFBIG")
 PROBE_BYTES = 1 << 18
@@ -26,6 +26,21 @@ def writing_checkpoints(directory: Path, what: str):
         raise UserError(
             f"checkpoint: cannot {what} in {directory}: {reason}. Checkpoints on disk: {on_disk or 'none'}. "
             "Free space or choose another folder, and run again to go on from the newest"
+        ) from error
+
+
+@contextlib.contextmanager
+def writing_run(workdir: Path):
+    """Within, a full disk raises the same UserError whichever of a run's files meets it first: the record of a step as a rule,
+    while a checkpoint is written in the background. Other exceptions pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"cannot write {error.filename or workdir}: {error.strerror}. Free space, and run again to go on from the "
+            "newest checkpoint"
         ) from error
 
 
