@@ -3,12 +3,22 @@
 import hashlib
 import os
 
+import hypothesis
 import numpy as np
 import pytest
 
 from tests.devices import PATIENCE
 
 os.environ.setdefault("XLA_FLAGS", PATIENCE)  # before jax starts, here and in the processes of tests
+
+# A busy machine is no reason to fail.
+hypothesis.settings.register_profile(
+    "unhurried",
+    hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[*hypothesis.settings.default.suppress_health_check, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 class MemoryStore:

@@ -89,13 +89,15 @@ def test_job_array(tmp_path, code, queued):
     runs = [finished(tmp_path / "a folder", {"x": "1"}, seed, 1.0) for seed in range(3)]
     script = slurm_script(["sweep", "--vary=x=[1, 2]"], runs, 2, tmp_path / "a folder")
     assert "#SBATCH --array=0-2%2\n" in script
-    (tmp_path / "srun").write_text(f'#!/bin/sh\nsleep 0.3\necho "$@" > {tmp_path}/ran\nexit {code}\n')
+    (tmp_path / "srun").write_text(
+        f'#!/bin/sh\n: > {tmp_path}/begun\nsleep 0.3\necho "$@" > {tmp_path}/ran\nexit {code}\n'
+    )
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/queued\n')
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77"}
     with subprocess.Popen(["bash", "-c", script], env=environment) as process:
-        time.sleep(0.1)
+        until((tmp_path / "begun").exists, process)
         process.send_signal(signal.SIGTERM)  # the script goes on until the run has answered
     assert process.returncode == code
     assert (tmp_path / "ran").read_text() == "sweep --vary=x=[1, 2] --task=1\n"

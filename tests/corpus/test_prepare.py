@@ -296,11 +296,11 @@ def arguments(corpus, output, *more):
 def test_killed_and_run_again(tmp_path, corpus):
     make([corpus], tmp_path / "whole", settings=SMALL_SHARDS)
     output = tmp_path / "killed"
-    # Slowed to about 20 ms a shard, so that the kill comes in the middle.
+    # It waits after three shards, so that the kill comes in the middle.
     code = (
         "import sys, time; from mixlab.corpus import shards, prepare; make = shards.make_shard\n"
-        "def slow(task): time.sleep(0.02); return make(task)\n"
-        "shards.make_shard = slow\n"
+        "def waiting(task): time.sleep(600 * (task.index > 2)); return make(task)\n"
+        "shards.make_shard = waiting\n"
         "from mixlab.corpus.records import Settings\n"
         f"settings = Settings(metadata_fields=(('url', 'url'),), shard_megabytes=0.05)\n"
         f"prepare.prepare([{str(corpus)!r}], 'bytes', {str(output)!r}, settings, 1)"

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,10 +15,11 @@ import pytest
 
 from mixlab.errors import EXIT_AGAIN, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
 from mixlab.parallel import distributed
+from tests.devices import free_port
 from tests.stores import some_texts, write_config, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 20
+STEPS = 40  # so many that no run ends before it is killed
 
 
 def flags(coordinator=None, processes=None, process=None):
@@ -103,9 +103,7 @@ def start(place, workdir, *arguments, devices=1, largest_file=None):
 
 
 def start_two(place, workdir, *arguments, limits=(None, None)):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     together = (f"--coordinator=localhost:{port}", "--processes=2")
     return [start(place, workdir, *together, f"--process={i}", *arguments, largest_file=limits[i]) for i in range(2)]
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from mixlab.errors import EXIT_PREEMPTED
 from mixlab.parallel.mesh import host_rows
 from mixlab.training.control import Control
 from mixlab.training.signals import StopSignal
-from tests.devices import simulated
+from tests.devices import free_port, simulated
 from tests.stores import some_texts, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,9 +84,7 @@ def main():
 
 def processes(place, record, stop, count, devices, *arguments):
     """A leg in `count` processes with so many devices each. Returns their exit codes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     body = "from tests.parallel.test_elastic import main; main()"
     command = [sys.executable, "-c", body]
     running = []

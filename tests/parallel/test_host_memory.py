@@ -8,10 +8,11 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, sys
+import ctypes, resource, sys
 import jax, jax.numpy as jnp
 from mixlab.parallel import host_memory
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault is a page
 if sys.argv[1] == "kept":
     host_memory.keep_freed()
 step = jax.jit(lambda x: jnp.sort(jnp.sort(x)[::-1] + 1)[0]).lower(jnp.zeros(2**21)).compile()

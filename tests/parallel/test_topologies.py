@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.devices import PATIENCE
+from tests.devices import PATIENCE, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # Compiled in half the time: nothing here is run for long.
@@ -52,9 +51,7 @@ def test_one_process_with_any_mesh(one_process):
 @pytest.mark.parametrize(("count", "presets"), [(2, ("gpt2", "llama", "olmo2")), (4, ("llama",))])
 def test_several_processes(one_process, tmp_path, count, presets):
     """Whole rows, and rows cut along their length, on devices of different processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     file = tmp_path / "curves.json"
     curves = finish([start(file, port, count, process, *presets) for process in range(count)], file)
     assert curves.keys() == set(presets)

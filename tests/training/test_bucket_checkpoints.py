@@ -1,7 +1,6 @@
 """Checkpoints in buckets, over the clouds' own protocols, from servers on this machine."""
 
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -19,6 +18,7 @@ from mixlab.training.bucket_storage import OBJECT_BYTES, chunk_shape, superseded
 from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.control import Control
 from tests.buckets import buckets, troubled
+from tests.devices import free_port
 from tests.training.test_checkpoint import META, abstract, assert_same, make_state
 
 URLS = ["s3://texts/kept", "gs://texts/some/kept"]
@@ -158,9 +158,7 @@ with Checkpoints("s3://texts/together") as checkpoints:
 
 
 def test_two_processes_write_their_parts_and_one_reads_all():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     running = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(PROCESS), str(i), port], cwd=ROOT, stderr=subprocess.PIPE

@@ -1,6 +1,5 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -9,6 +8,7 @@ import time
 import pytest
 
 from mixlab.training.signals import StopSignal
+from tests.devices import free_port
 
 
 def never(step):
@@ -70,7 +70,7 @@ with Checkpoints(directory, keep_last=9) as checkpoints, StopSignal(checkpoints.
         assert meta["step"] == 5 and int(restored["step"]) == 5, meta["step"]
         checkpoints.save(meta["step"] + 1, restored, {})
     else:
-        for step in range(1, 200):
+        for step in range(1, 20_000):
             # Collectives of several steps in flight at once can deadlock on CPU.
             state = jax.block_until_ready(advance(state, batch))
             if step == 5:
@@ -79,7 +79,7 @@ with Checkpoints(directory, keep_last=9) as checkpoints, StopSignal(checkpoints.
                 os.kill(os.getpid(), getattr(signal, how))
             if stop.requested(step):
                 break
-        assert 8 <= step < 199, step
+        assert 8 <= step < 19_999, step
         checkpoints.save(step, state, {})
     checkpoints.wait()
     steps = checkpoints.steps()
@@ -88,9 +88,7 @@ print("steps", steps)
 
 
 def two_processes(directory, how):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(index), str(port), str(directory), how],

@@ -30,14 +30,14 @@ SLOW = """
     from pathlib import Path
     from mixlab.training.watchdog import BETWEEN, Watchdog
 
-    with Watchdog(1.0, Path(sys.argv[1])) as watchdog, Watchdog(0, Path(sys.argv[1])) as off:
+    with Watchdog(2.0, Path(sys.argv[1])) as watchdog, Watchdog(0, Path(sys.argv[1])) as off:
         print("up", flush=True)
-        for step in range(4):
+        for step in range(12):
             watchdog.watch(f"step {step}")
             off.watch(f"step {step}")
-            time.sleep(0.5)
+            time.sleep(0.25)
         watchdog.watch("saving", BETWEEN)
-        time.sleep(2)
+        time.sleep(3)
 """
 
 
