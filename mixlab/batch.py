@@ -5,9 +5,10 @@ whatever overwrites tokens in between is masked, numbered and filtered like all 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -103,6 +104,16 @@ def render(
     return finish(lay_out(pieces, documents, format, rows, length, source, pad), format)
 
 
+class _Part(NamedTuple):
+    """What a section of every document (its text, say) gives to each of some pieces: all int64 [P]. From `starts` on,
+    `lengths` tokens of the section of `documents`, which go to `places` and behind."""
+
+    documents: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    places: np.ndarray
+
+
 def lay_out(
     pieces: Pieces, documents: Documents, format: FormatConfig, rows: int, length: int, source: int = 0, pad: int = 0
 ) -> Layout:
@@ -112,32 +123,31 @@ def lay_out(
     else padding.
     """
     pieces = _one_more(pieces, documents, rows, length, format.predicts_past_row)
-    spans = _spans(pieces, documents, source, length + 1)
-    kinds, counts = spans["kind"], spans["length"]
-
-    flat = np.repeat(np.array([pad, pad, *_special(documents), pad], np.int32)[kinds], counts)
-    text = spans.compress(kinds == Kind.TEXT)
-    buffer = np.empty(int(text["length"].sum()), np.int32)
-    documents.store.read(text["document"], text["start"], text["length"], buffer)
-    flat[np.repeat(kinds == Kind.TEXT, counts)] = buffer
+    begins = np.cumsum(pieces.lengths) - pieces.lengths
+    parts = _parts(pieces, begins, documents)
+    flat = np.full(rows * (length + 1), pad, np.int32)
+    text = parts[Kind.TEXT]
+    documents.store.read(text.documents, text.starts, text.lengths, flat, text.places)
+    for kind, id in ((Kind.BOS, documents.prefix[:1]), (Kind.EOS, documents.suffix[:1])):
+        if id:
+            flat[parts[kind].places[parts[kind].lengths > 0]] = id
     trainable = None
     if documents.metadata is not None:
-        written = spans.compress(kinds == Kind.METADATA)
-        places = runs(written["row"] * np.int64(length + 1) + written["offset"], written["length"])
-        flat[places] = documents.metadata.read(written["document"], written["start"], written["length"])
-        trainable = _trainable(pieces, spans, places, documents, documents.metadata, format).reshape(rows, length + 1)
+        written = parts[Kind.METADATA]
+        places = runs(written.places, written.lengths)
+        flat[places] = documents.metadata.read(written.documents, written.starts, written.lengths)
+        trainable = _trainable(pieces, begins, parts, places, documents, documents.metadata, format)
 
-    real = pieces.documents >= 0
     firsts = np.searchsorted(pieces.rows, np.arange(rows))
-    per_piece = np.where(real, np.arange(len(real)) - firsts[pieces.rows] + 1, 0)
-    begins = (np.cumsum(pieces.lengths) - pieces.lengths).astype(np.int32)
-    counted = np.arange(rows * (length + 1), dtype=np.int32) - np.repeat(begins, pieces.lengths)
+    per_piece = np.where(pieces.documents >= 0, np.arange(len(begins)) - firsts[pieces.rows] + 1, 0)
+    positions = np.arange(rows * (length + 1), dtype=np.int32)
+    positions -= np.repeat(begins.astype(np.int32), pieces.lengths)
     return Layout(
         tokens=flat.reshape(rows, length + 1),
         numbers=np.repeat(per_piece.astype(np.int32), pieces.lengths).reshape(rows, length + 1),
-        positions=counted.reshape(rows, length + 1),
-        provenance=lambda: _without_targets(spans, length),
-        trainable=trainable,
+        positions=positions.reshape(rows, length + 1),
+        provenance=lambda: _without_targets(_spans(pieces, parts, source, length + 1), length),
+        trainable=None if trainable is None else trainable.reshape(rows, length + 1),
     )
 
 
@@ -146,9 +156,8 @@ def finish(layout: Layout, format: FormatConfig) -> Batch:
     rows, length = layout.tokens.shape[0], layout.tokens.shape[1] - 1
     tokens = np.ascontiguousarray(layout.tokens[:, :-1])
     own, following = layout.numbers[:, :-1], layout.numbers[:, 1:]
-    trained = (own > 0) & (following > 0)
-    if not format.loss_across_documents:
-        trained &= own == following
+    trained = following > 0 if format.loss_across_documents else own == following
+    trained &= own > 0
     if layout.trainable is not None:
         trained &= layout.trainable[:, 1:]
     if format.mask_repetitions:
@@ -176,21 +185,10 @@ def by_row(parts: list[np.ndarray]) -> np.ndarray:
     return joined.take(np.argsort(joined["row"], kind="stable"))
 
 
-def _special(documents: Documents) -> tuple[int, int]:
-    """The ids of BOS and EOS where the documents have them (0 stands in for an absent one, which no span names)."""
-    return (documents.prefix or (0,))[0], (documents.suffix or (0,))[0]
-
-
-def _places(spans: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """int64: where the tokens of the chosen spans (bool [S]) lie among those of all spans."""
-    ends = np.cumsum(spans["length"], dtype=np.int64)[chosen]
-    counts = spans["length"][chosen]
-    return runs(ends - counts, counts)
-
-
 def _trainable(
     pieces: Pieces,
-    spans: np.ndarray,
+    begins: np.ndarray,
+    parts: dict[Kind, _Part],
     written: np.ndarray,
     documents: Documents,
     metadata: Metadata,
@@ -202,14 +200,12 @@ def _trainable(
     if not metadata.loss:
         trainable[written] = False
         if documents.prefix:
-            conditioned = metadata.codes[spans["document"]] > 0  # of padding it does not matter
-            trainable[_places(spans, (spans["kind"] == Kind.BOS) & conditioned)] = False
+            bos = parts[Kind.BOS]
+            trainable[bos.places[(bos.lengths > 0) & (metadata.codes[bos.documents] > 0)]] = False
     predicted_apart = format.kind == "decompose" and format.variant == "released"
     if documents.every_piece and format.predicts_past_row and not predicted_apart:
-        begins = np.cumsum(pieces.lengths) - pieces.lengths
-        real = np.flatnonzero(pieces.documents >= 0)
-        again = documents.repeated(pieces.documents[real], pieces.starts[real])
-        trainable[(begins[real] + again)[again > 0]] = False
+        again = documents.repeated(parts[Kind.TEXT].documents, pieces.starts)
+        trainable[(begins + again)[again > 0]] = False
     return trainable
 
 
@@ -226,6 +222,8 @@ def _one_more(pieces: Pieces, documents: Documents, rows: int, length: int, goes
     lengths[lasts[cut]] += 1
     missing = length + 1 - full - cut
     padded = np.flatnonzero(missing)
+    if not len(padded):
+        return replace(pieces, lengths=lengths)
     after = lasts[padded] + 1
     return Pieces(
         np.insert(pieces.rows, after, padded),
@@ -235,39 +233,49 @@ def _one_more(pieces: Pieces, documents: Documents, rows: int, length: int, goes
     )
 
 
-def _spans(pieces: Pieces, documents: Documents, source: int, row_tokens: int) -> np.ndarray:
-    """SPAN [S]: each piece cut into its prefix, metadata, text and suffix; empty spans left out. The pieces fill rows of
-    row_tokens."""
-    real = pieces.documents >= 0
-    starts, ends = pieces.starts, pieces.starts + pieces.lengths
-    text, none = np.zeros(len(real), np.int64), np.zeros(len(real), np.int64)
-    text[real] = documents.text_lengths(pieces.documents[real])
-    before = none + len(documents.prefix)
-    parts = [(Kind.BOS, none, before)]  # kind, and where in the document it begins and ends
+def _parts(pieces: Pieces, begins: np.ndarray, documents: Documents) -> dict[Kind, _Part]:
+    """What each section of documents (prefix, metadata, text, suffix, in this order) gives to pieces whose tokens lie from
+    `begins` on."""
+    known = np.maximum(pieces.documents, 0)  # nothing is read of what stands in for padding
+    sizes: dict[Kind, int | np.ndarray] = {}  # of the sections that there are
+    if documents.prefix:
+        sizes[Kind.BOS] = len(documents.prefix)
     if documents.metadata is not None:
-        written = none.copy()
-        written[real] = documents.metadata.lengths(pieces.documents[real])
-        parts.append((Kind.METADATA, before, before + written))
-        before = before + written
-    if documents.every_piece:
-        again = np.zeros(len(real), bool)
-        again[real] = documents.repeated(pieces.documents[real], starts[real]) > 0
-        ends = ends - again * before
-    parts += [(Kind.TEXT, before, before + text), (Kind.EOS, before + text, before + text + len(documents.suffix))]
+        sizes[Kind.METADATA] = documents.metadata.lengths(known)
+    sizes[Kind.TEXT] = documents.text_lengths(known)
+    if documents.suffix:
+        sizes[Kind.EOS] = len(documents.suffix)
 
-    spans = np.zeros((len(real), len(parts)), SPAN)
+    starts, ends = pieces.starts, pieces.starts + np.where(pieces.documents >= 0, pieces.lengths, 0)
+    again = None
+    if documents.every_piece:
+        repeated = documents.repeated(known, starts)
+        again, ends = repeated > 0, ends - repeated
+    parts, places, end = {}, begins, np.zeros_like(starts)
+    for kind, size in sizes.items():
+        begin, end = end, end + size
+        first, last = np.maximum(starts, begin), np.minimum(ends, end)
+        if again is not None and kind in (Kind.BOS, Kind.METADATA):
+            first, last = np.where(again, begin, first), np.where(again, end, last)
+        lengths = np.maximum(last - first, 0)
+        parts[kind] = _Part(known, np.maximum(first - begin, 0), lengths, places)
+        places = places + lengths
+    return parts
+
+
+def _spans(pieces: Pieces, parts: dict[Kind, _Part], source: int, row_tokens: int) -> np.ndarray:
+    """SPAN [S]: the parts of all pieces in order, and padding; empty ones left out. The pieces fill rows of row_tokens."""
+    spans = np.zeros((len(pieces.rows), len(parts)), SPAN)
     spans["row"] = pieces.rows[:, None]
     spans["source"] = source
     spans["document"] = pieces.documents[:, None]
-    for column, (kind, begin, end) in enumerate(parts):
-        first, last = np.maximum(starts, begin), np.minimum(ends, end)
-        if documents.every_piece and kind in (Kind.BOS, Kind.METADATA):
-            first, last = np.where(again, begin, first), np.where(again, end, last)
+    for column, (kind, part) in enumerate(parts.items()):
         spans["kind"][:, column] = kind
-        spans["length"][:, column] = np.where(real, np.maximum(last - first, 0), 0)
+        spans["length"][:, column] = part.lengths
         if kind in (Kind.TEXT, Kind.METADATA):
-            spans["start"][:, column] = np.maximum(first - begin, 0)
-    spans["kind"][~real, -2], spans["length"][~real, -2] = Kind.PADDING, pieces.lengths[~real]
+            spans["start"][:, column] = part.starts
+    padding = pieces.documents < 0
+    spans["kind"][padding, 0], spans["length"][padding, 0] = Kind.PADDING, pieces.lengths[padding]
     spans = spans.ravel().compress(
         spans["length"].ravel() > 0
     )  # a hundred times as fast as spans[…], which copies field by field

@@ -64,6 +64,7 @@ def test_data(tmp_path):
     told = data.reading(600_000) | data.index(20_000)
     assert told["index: bytes a document"] < 17
     assert sum("first batch at step 1,000,000" in key for key in told) == 4
+    assert sum("metadata: more CPU time than without" in key for key in told) == 2
     assert sum("allocated memory, growth" in key for key in told) == 12
     assert all(np.isfinite(value) for value in told.values())
 

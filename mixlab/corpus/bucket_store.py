@@ -49,11 +49,13 @@ class BucketStore(TokenStore):
                     f"store {self.path}: {shard['file']} is damaged (its sha256 differs); copy it there again"
                 )
 
-    def _copy(self, begins: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
-        size, shards = self.dtype.itemsize, self.manifest["shards"]
-        ranges = [(shards[s]["file"], b * size, e * size) for s, b, e in self._within_shards(begins, ends) if e > b]
-        if ranges:
-            np.copyto(out, np.concatenate(self._bucket.read_ranges(ranges)).view(self.dtype))
+    def _copy(self, begins: np.ndarray, ends: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        size, shards, some = self.dtype.itemsize, self.manifest["shards"], ends > begins
+        within = self._within_shards(begins[some], ends[some])
+        parts = self._bucket.read_ranges([(shards[s]["file"], b * size, e * size) for s, b, e in within])
+        for at, part in zip(places[some].tolist(), parts, strict=True):
+            tokens = part.view(self.dtype)
+            out[at : at + len(tokens)] = tokens
 
     def _existing(self, name: str) -> Path:
         """The copy of an object, fetched when it is first asked for."""

@@ -117,15 +117,22 @@ class TokenStore:
         self.read(np.array([document]), np.array([0]), np.array([length]), out)
         return out
 
-    def read(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
-        """Copies P pieces one after the other into `out`.
+    def read(
+        self,
+        documents: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        out: np.ndarray,
+        places: np.ndarray | None = None,
+    ) -> None:
+        """Copies P pieces into `out` (int32), each from places[p] on; without `places`, one after the other.
 
-        Piece p is tokens starts[p] : starts[p] + lengths[p] of document documents[p]; all int [P]. `out` is
-        int32 [sum of lengths]. IndexError for a piece outside its document, ValueError when `out` has another
-        size."""
+        Piece p is tokens starts[p] : starts[p] + lengths[p] of document documents[p]; all int [P]. IndexError
+        for a piece outside its document or a place outside `out`, ValueError when pieces one after the other
+        are not as long as `out`."""
         documents, starts, lengths = (np.asarray(a, np.int64) for a in (documents, starts, lengths))
         if len(documents) == 0:
-            if len(out):
+            if len(out) and places is None:
                 raise ValueError(f"no pieces for {len(out)} tokens of out")
             return
         if documents.min() < 0 or documents.max() >= self.n_documents:
@@ -134,26 +141,25 @@ class TokenStore:
         ends = begins + lengths
         if starts.min() < 0 or lengths.min() < 0 or (ends > self.offsets[documents + 1]).any():
             raise IndexError("a piece reaches outside its document")
-        if int(lengths.sum()) != len(out):
-            raise ValueError(f"{int(lengths.sum())} tokens in the pieces, {len(out)} in out")
-        self._copy(begins, ends, out)
+        if places is None:
+            if int(lengths.sum()) != len(out):
+                raise ValueError(f"{int(lengths.sum())} tokens in the pieces, {len(out)} in out")
+            places = np.cumsum(lengths) - lengths
+        elif places.min() < 0 or int((places + lengths).max()) > len(out):
+            raise IndexError(f"a piece goes outside the {len(out)} tokens of out")
+        self._copy(begins, ends, out, places)
 
-    def _copy(self, begins: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
-        """Tokens begins[p]:ends[p] of all shards laid end to end, each within one shard, one after the other."""
+    def _copy(self, begins: np.ndarray, ends: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        """Tokens begins[p]:ends[p] of all shards laid end to end, each within one shard, to places[p] of out."""
         shards = self._shards if self._shards is not None else self._map_shards()
         # A plain loop of slice copies over Python ints: several times faster than fancy indexing.
-        at = 0
         if len(shards) == 1:
             tokens = shards[0]
-            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-                to = at + end - begin
-                out[at:to] = tokens[begin:end]
-                at = to
+            for begin, end, at in zip(begins.tolist(), ends.tolist(), places.tolist(), strict=True):
+                out[at : at + end - begin] = tokens[begin:end]
             return
-        for shard, begin, end in self._within_shards(begins, ends):
-            to = at + end - begin
-            out[at:to] = shards[shard][begin:end]
-            at = to
+        for (shard, begin, end), at in zip(self._within_shards(begins, ends), places.tolist(), strict=True):
+            out[at : at + end - begin] = shards[shard][begin:end]
 
     def _within_shards(self, begins: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int, int]]:
         """(shard, begin, end) of the same tokens, counted from the beginning of their shard."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixlab.schedule.shuffle import permute, unpermute
+from mixlab.schedule.shuffle import permute, permute_nearby, unpermute
 from mixlab.seeds import seed_of
 from mixlab.sequences.best_fit import best_fit
 from mixlab.sequences.decompose import bucket_lengths, decompose
@@ -102,7 +102,7 @@ class FixedRows:
         rows = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            rows[here] = permute(places[here], len(self.index), self._seed(epoch))
+            rows[here] = permute_nearby(places[here], len(self.index), self._seed(epoch))
         return self.index.pieces(rows)
 
     def find(self, document: int, rows: int) -> np.ndarray:

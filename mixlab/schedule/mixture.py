@@ -265,6 +265,8 @@ class Mixture:
         sources = np.repeat(np.arange(len(served)), served)
         nth = np.arange(self.block_rows) - np.repeat(np.cumsum(served) - served, served)
         ks = before[sources] + nth
+        if np.count_nonzero(served) == 1:
+            return sources, ks
         random = permute((self._addresses[sources] + ks) % ADDRESSES, ADDRESSES, self.seed)
         bits = 62 - self.block_rows.bit_length()
         order = np.argsort(((nth << bits) + (random >> (62 - bits))) // served[sources], kind="stable")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mixlab.errors import UserError
-from mixlab.schedule.shuffle import permute, unpermute
+from mixlab.schedule.shuffle import permute, permute_nearby, unpermute
 from mixlab.seeds import seed_of
 from mixlab.sequences import index
 from mixlab.sequences.complete import complete, row_begins
@@ -96,7 +96,7 @@ class SourceRows:
         parts = []
         for epoch in np.unique(epochs).tolist():
             here = np.flatnonzero(epochs == epoch)
-            part = self.index(epoch).pieces(self._shuffled(epoch, places[here], permute))
+            part = self.index(epoch).pieces(self._shuffled(epoch, places[here], permute_nearby))
             parts.append((here[part.rows], part))
         if len(parts) == 1:
             return parts[0][1]
@@ -193,7 +193,7 @@ class SourceRows:
         return self.start.position if epoch == self.start.epoch else 0
 
     def _shuffled(self, epoch: int, places: np.ndarray, how) -> np.ndarray:
-        """`places` of an epoch, each moved within its window; `how` is permute or unpermute."""
+        """`places` of an epoch, each moved within its window; by `how`: permute or unpermute."""
         windows, within = np.divmod(places, self._window)
         out = np.empty_like(places)
         for window in np.unique(windows).tolist():

@@ -106,8 +106,8 @@ class Metadata:
 
     def lengths(self, documents: np.ndarray) -> np.ndarray:
         """int64 [P]: tokens of metadata of the given documents of the store."""
-        codes = self.codes[documents].astype(np.int64)
-        return self.offsets[codes + 1] - self.offsets[codes]
+        codes = self.codes[documents]
+        return self.offsets[1:][codes] - self.offsets[codes]
 
     def read(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """int32 [sum of lengths]: parts of the metadata of documents, one after the other; all int [P]."""

@@ -74,6 +74,10 @@ def test_any_pieces(local, url, data):
     store.read(documents, starts, lengths, out)
     local.read(documents, starts, lengths, expected)
     assert np.array_equal(out, expected)
+    places = (np.cumsum(lengths[::-1]) - lengths[::-1])[::-1]
+    for one, read in ((store, out), (local, expected)):
+        one.read(documents, starts, lengths, read, places)
+    assert np.array_equal(out, expected)
 
 
 def test_what_is_not_tokens_is_fetched_once(tmp_path, monkeypatch):

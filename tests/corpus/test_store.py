@@ -75,6 +75,13 @@ def test_read_is_the_concatenation_of_its_pieces(made, data):
     expected = [documents[d][start : start + length] for d, start, length in pieces]
     np.testing.assert_array_equal(out[1:-1], np.concatenate([[], *expected]))
     assert out[0] == out[-1] == -7
+    lengths = columns[
+        2
+    ]  # … and each piece goes to a place of its own: here the last comes first, one token lies between
+    places = 1 + (np.cumsum(lengths[::-1] + 1) - lengths[::-1] - 1)[::-1]
+    out = np.full(lengths.sum() + len(lengths) + 1, -7, np.int32)
+    store.read(*columns, out, places)
+    np.testing.assert_array_equal(out, np.concatenate([[-7], *([*one, -7] for one in expected[::-1])]))
 
 
 def test_read_refuses_what_is_not_there(made):
@@ -87,6 +94,9 @@ def test_read_refuses_what_is_not_there(made):
         store.read(np.array([2]), np.array([0]), np.array([6]), out)
     with pytest.raises(ValueError):
         store.read(np.array([], int), np.array([], int), np.array([], int), out)
+    for place in (-1, 3):
+        with pytest.raises(IndexError, match="outside the 5 tokens"):
+            store.read(np.array([2]), np.array([0]), np.array([3]), out, np.array([place]))
 
 
 def test_metadata(made):

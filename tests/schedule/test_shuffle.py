@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixlab.schedule.shuffle import permute, unpermute
+from mixlab.schedule.shuffle import permute, permute_nearby, unpermute
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
@@ -16,6 +16,14 @@ def test_is_a_permutation_with_an_inverse(n, seed):
 def test_one_position_is_the_same_as_the_whole():
     whole = permute(np.arange(1000), 1000, 7)
     assert [int(permute(np.int64(i), 1000, 7)) for i in range(0, 1000, 97)] == whole[::97].tolist()
+
+
+@given(st.integers(1, 5000), st.integers(0, 3), st.data())
+def test_neighbours_go_where_they_go_alone(n, seed, data):
+    positions = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=20)), np.int64)
+    assert np.array_equal(permute_nearby(positions, n, seed), permute(positions, n, seed))
+    far = 10**15 - 1 - positions
+    assert np.array_equal(permute_nearby(far, 10**15, seed), permute(far, 10**15, seed))
 
 
 def test_reaches_far_without_memory():
@@ -48,3 +56,5 @@ def test_order_is_pinned_for_good():
 def test_outside_is_refused():
     with pytest.raises(IndexError):
         permute(np.array([10]), 10, 1)
+    with pytest.raises(IndexError):
+        permute_nearby(np.array([3, 10]), 10, 1)

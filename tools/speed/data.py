@@ -21,6 +21,7 @@ from mixlab.stream import Stream
 from speed import memory
 
 FAR = 10**6  # a step to read at once
+ROUNDS = 12  # of readings in turns, of which medians count
 
 
 def reading(tokens: int) -> dict:
@@ -45,27 +46,33 @@ def reading(tokens: int) -> dict:
         result["metadata: read and tokenised, CPU-seconds"] = time.process_time() - began
         result["metadata: bytes a document"] = metadata.codes.itemsize
         result["metadata: bytes of all strings"] = metadata.tokens.nbytes + metadata.offsets.nbytes
-        for length, rows, what in ((1024, 256, None), (1024, 256, metadata), (8192, 32, None), (8192, 32, metadata)):
-            documents = Documents(store, every, (), (257,), what)
-            named = f"length {length}" + (", metadata" if what else "")
-            stage = StageConfig("main", FAR + 1, sequence_length=length, tokens_per_step=rows * length)
-            began = time.process_time()
-            stages = place_stages((stage,), lambda *_, d=documents: int(d.lengths.sum()), 0)
-            stream = Stream(stages, lambda *_, d=documents: d)
-            stream[0]
-            result[f"{named}: index, CPU-seconds"] = time.process_time() - began
-            began = time.process_time()
-            stream[FAR]
-            result[f"{named}: first batch at step {FAR:,}, CPU-seconds"] = time.process_time() - began
+        for length, rows in ((1024, 256), (8192, 32)):
+            streams = {}
+            for named, what in ((f"length {length}", None), (f"length {length}, metadata", metadata)):
+                documents = Documents(store, every, (), (257,), what)
+                stage = StageConfig("main", FAR + 1, sequence_length=length, tokens_per_step=rows * length)
+                began = time.process_time()
+                stages = place_stages((stage,), lambda *_, d=documents: int(d.lengths.sum()), 0)
+                streams[named] = stream = Stream(stages, lambda *_, d=documents: d)
+                stream[0]
+                result[f"{named}: index, CPU-seconds"] = time.process_time() - began
+                began = time.process_time()
+                stream[FAR]
+                result[f"{named}: first batch at step {FAR:,}, CPU-seconds"] = time.process_time() - began
             steps = -(-tokens // (rows * length))
-            cpu, wall = _reading(stream, steps)
-            result[f"{named}: tokens per CPU-second"] = steps * rows * length / cpu
-            result[f"{named}: tokens per second"] = steps * rows * length / wall
-            for mean in (300, 711):  # 711 is the mean of Bordt and Pawelczyk (2025)
-                treated = stream.with_insertions(_insertions(stream, steps, mean, letters.eos_id))
-                result[f"{named}: more CPU time with items of {mean} tokens over 1.8 % of them"] = _more(
-                    stream, treated, steps
-                )
+            seconds = _in_turns(list(streams.values()), steps)
+            cpu = seconds[:, :, 0]
+            for (named, stream), (of_cpu, of_wall) in zip(streams.items(), np.median(seconds, axis=0), strict=True):
+                result[f"{named}: tokens per CPU-second"] = float(steps * rows * length / of_cpu)
+                result[f"{named}: tokens per second"] = float(steps * rows * length / of_wall)
+                for mean in (300, 711):  # 711 is the mean of Bordt and Pawelczyk (2025)
+                    treated = stream.with_insertions(_insertions(stream, steps, mean, letters.eos_id))
+                    result[f"{named}: more CPU time with items of {mean} tokens over 1.8 % of them"] = _more(
+                        stream, treated, steps
+                    )
+            result[f"length {length}, metadata: more CPU time than without"] = (
+                float(np.median(cpu[:, 1] / cpu[:, 0])) - 1
+            )
         few = every[
             : max(200, len(every) // 20)
         ]  # read for many epochs: of each there are indices, which must go again
@@ -76,16 +83,26 @@ def reading(tokens: int) -> dict:
 
 def _more(plain, treated, steps: int) -> float:
     """The share of CPU time that batches of one stream take more than those of another; of each the best of ten."""
-    seconds = [[[_reading(s, 1, step)[0] for s in (plain, treated)] for _ in range(10)] for step in range(1, steps)]
+    seconds = [[[_reading(s, step)[0] for s in (plain, treated)] for _ in range(10)] for step in range(1, steps)]
     without, with_them = np.median(np.min(seconds, axis=1), axis=0)
     return float(with_them / without) - 1
 
 
-def _reading(stream, steps: int, first: int = 1) -> tuple[float, float]:
-    """Seconds of CPU and of wall time to read some steps."""
+def _in_turns(streams: list[Stream], steps: int) -> np.ndarray:
+    """float64 [ROUNDS, streams, 2]: seconds of CPU and of wall time to read some steps of each, a step of one after the same
+    step of the others, so that whatever else the machine does meets them all alike."""
+    seconds = np.zeros((ROUNDS, len(streams), 2))
+    for turn in range(ROUNDS):
+        for step in range(1, 1 + steps):
+            for number, stream in enumerate(streams):
+                seconds[turn, number] += _reading(stream, step)
+    return seconds
+
+
+def _reading(stream: Stream, step: int) -> tuple[float, float]:
+    """Seconds of CPU and of wall time to read a step."""
     began, began_wall = time.process_time(), time.perf_counter()
-    for step in range(first, first + steps):
-        stream[step]
+    stream[step]
     return time.process_time() - began, time.perf_counter() - began_wall
 
 
