@@ -244,9 +244,12 @@ def _tokenizer(config: Config, stores: dict[str, TokenStore]) -> Tokenizer:
     (first, store), *others = stores.items()
     for name, other in others:
         if other.tokenizer_hash != store.tokenizer_hash:
+            again, like = (first, other) if config.sources[name].store == "embedded" else (name, store)
             raise UserError(
                 f"sources.{first} and sources.{name} were prepared with different tokenizers "
-                f"({store.tokenizer().name} and {other.tokenizer().name}); prepare one of them again"
+                f"({store.tokenizer().name}, {store.tokenizer_hash[:12]}…, and {other.tokenizer().name}, "
+                f"{other.tokenizer_hash[:12]}…; bpe is trained on each text by itself); prepare {again} again with "
+                f"--tokenizer={like.path}/tokenizer.json"
             )
     tokenizer = store.tokenizer()
     prepared = [name for name in stores if config.sources[name].store != "embedded"]

@@ -8,6 +8,7 @@ a line a checkpoint, where reports find them; results by item go to items/. Noth
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,18 @@ def _print_variants(metrics: dict[str, float]) -> None:
         loss, error, tokens, documents = (
             metrics[f"eval_metadata/true_minus_none/{name}/{key}"] for key in ("loss", "loss_se", "tokens", "documents")
         )
-        print(f"{name:<24}{loss:>+10.4f}{error:>9.4f}{tokens:>10}{documents:>11}")
+        spread = f"{error:.4f}" if math.isfinite(error) else ""  # of one document alone there is none
+        print(f"{_seen(name):<24}{loss:>+10.4f}{spread:>9}{tokens:>10}{documents:>11}")
+    if any(name.startswith("seen_") for name in changes):
+        print("seen: how many training documents have the same metadata")
+
+
+def _seen(name: str) -> str:
+    """seen_10 -> "seen 10 to 99 times"; another name as it is."""
+    if not name.startswith("seen_"):
+        return name
+    first = int(name.removeprefix("seen_"))
+    return f"seen {first:,} to {10 * first - 1:,} times" if first else "never seen"
 
 
 def _print_table(title: str, labels: dict[str, str], metrics: dict[str, float]) -> None:

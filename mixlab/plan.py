@@ -22,7 +22,7 @@ from mixlab.sequences.documents import Documents
 from mixlab.sequences.metadata import Metadata
 from mixlab.sequences.statistics import average_context_length, average_sequence_length
 from mixlab.stream import Stream
-from mixlab.training.schedules import rate_of
+from mixlab.training.schedules import Stretch, rate_of
 from mixlab.treatment import LARGE_SHARE
 
 
@@ -119,6 +119,7 @@ def outline(config: Config, stages: tuple[Stage, ...], stream: Stream | None = N
                 "tokens": stage.tokens,
                 "sources": {name: _source(stage, name, number, stream) for name in sorted(stage.shares)},
                 "learning_rate_first": rate_of(rule, stage.first_step),
+                "learning_rate_highest": _highest_rate(rule, stage),
                 "learning_rate_last": rate_of(rule, stage.last_step),
                 "learning_rate_after": rate_of(rule, stage.last_step + 1),
             }
@@ -137,6 +138,13 @@ def outline(config: Config, stages: tuple[Stage, ...], stream: Stream | None = N
         "flops": float(flops),
         "stages": planned,
     }
+
+
+def _highest_rate(rule: Stretch, stage: Stage) -> float:
+    """Of the stage's steps: a rate rises over the warm-up, and then goes one way."""
+    warm = rule.first_step + rule.schedule.warmup_steps
+    joints = (stage.first_step, min(max(warm, stage.first_step), stage.last_step), stage.last_step)
+    return max(rate_of(rule, step) for step in joints)
 
 
 def _source(stage: Stage, name: str, number: int, stream: Stream | None) -> dict:
@@ -261,12 +269,13 @@ def as_text(plan: dict, width: int | None = None) -> str:
         shape = f"{stage['rows_per_step']:,} rows of {stage['sequence_length']:,} tokens"
         if "buckets" in stage:
             shape = f"{stage['tokens_per_step']:,} tokens, in rows of the lengths below"
+        first, highest, last = (stage[f"learning_rate_{which}"] for which in ("first", "highest", "last"))
+        over = f" over {highest:.6g}" if highest > max(first, last) else ""
         branch = tree.add(
             f"stage {stage['name']}: steps {stage['first_step']:,} to {stage['last_step']:,}, "
             f"{stage['tokens']:,} tokens\n"
             f"{stage['steps']:,} steps of {shape}\n"
-            f"learning rate {stage['learning_rate_first']:.6g} to {stage['learning_rate_last']:.6g}; its rule goes on "
-            f"to {stage['learning_rate_after']:.6g}"
+            f"learning rate {first:.6g}{over} to {last:.6g}; its rule goes on to {stage['learning_rate_after']:.6g}"
         )
         if "buckets" in stage:
             branch.add(_lengths(stage))

@@ -42,7 +42,10 @@ class RunFolder:
                 old.unlink()
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             facts = self.facts() or {"started": now, "seconds": 0.0, "changes": []}
-            changed = [{"at": now, "key": key, "from": was, "to": is_now} for key, (was, is_now) in changes.items()]
+            changed = [
+                {"at": now, "step": None, "key": key, "from": was, "to": is_now}
+                for key, (was, is_now) in changes.items()
+            ]
             self.write("config.json", to_json(config))
             self.write("plan.json", json.dumps(plan, indent=2) + "\n")
             self.note(
@@ -60,6 +63,12 @@ class RunFolder:
             )
         except OSError as error:
             raise UserError(f"--workdir={path}: cannot be written ({error.strerror}); name another folder") from None
+
+    def goes_on_from(self, step: int) -> None:
+        """Notes from which step on the changes hold that were allowed since the run last went on."""
+        changes = self.facts()["changes"]
+        if any(change.get("step", 0) is None for change in changes):
+            self.note(changes=[c | {"step": step} if c.get("step", 0) is None else c for c in changes])
 
     def _check_empty(self) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -44,7 +44,7 @@ def test_the_rate_goes_on_where_the_cooldown_begins():
     assert conditioned["learning_rate_after"] == cooldown["learning_rate_first"] == pytest.approx(3.731467e-4, rel=1e-6)
     text = as_text(plan, 120)
     assert "stage cooldown: steps 36,000 to 39,999" in text and "learning rate 0.000373147 to 0.0003" in text
-    assert "167,772,160,000 tokens" in text
+    assert "learning rate 0 over 0.003 to 0.000373" in text and "167,772,160,000 tokens" in text
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ def test_two_stores_of_different_tokenizers(place, capsys):
     write_store(place / "store2", some_texts(), tokenizer.train_bpe(some_texts(), 300))
     message = told(capsys, "--config=config.py", f"--config.sources.more.store={place / 'store2'}")
     assert "prepared with different tokenizers" in message
+    assert f"prepare more again with --tokenizer={place / 'store'}/tokenizer.json" in message
 
 
 def test_too_little_text_and_nothing_to_evaluate(place, capsys):

@@ -174,6 +174,7 @@ def test_learning_rates_at_the_joints(arg, peak, warmup_steps, horizon, at_the_j
     per_step = pretraining["tokens_per_step"]
     assert read.schedule.warmup_steps == warmup_steps and pretraining["learning_rate_first"] == 0
     assert composed_rate(read.learning_rates, warmup_steps) == pytest.approx(peak, rel=1e-12)
+    assert pretraining["learning_rate_highest"] == pytest.approx(peak, rel=1e-12)
     assert composed_rate(read.learning_rates, warmup_steps // 2) == pytest.approx(peak / 2, rel=1e-12)
     formula = cosine(pretraining["tokens"], peak, warmup_steps * per_step, horizon)
     after = pretraining["learning_rate_after"]
@@ -184,7 +185,7 @@ def test_learning_rates_at_the_joints(arg, peak, warmup_steps, horizon, at_the_j
     assert abs(first / after - 1) < 0.003
     steps = anneal["steps"]
     assert anneal["learning_rate_last"] == pytest.approx(first / steps, rel=1e-9)
-    assert anneal["learning_rate_after"] == 0
+    assert anneal["learning_rate_after"] == 0 and anneal["learning_rate_highest"] == first
     assert composed_rate(read.learning_rates, anneal["first_step"] - 1) == pretraining["learning_rate_last"]
     halfway = composed_rate(read.learning_rates, anneal["first_step"] + steps // 2)
     assert halfway == pytest.approx(first * (1 - (steps // 2) / steps), rel=1e-9)

@@ -68,17 +68,24 @@ def finished(folder: Path, setting: dict, seed: int, value: float, outcome="comp
 
 def test_table_over_seeds(tmp_path):
     runs = [finished(tmp_path, {"config": "c", "x": "1"}, seed, v) for seed, v in enumerate([1.0, 2.0, 4.5])]
-    runs += [finished(tmp_path, {"config": "c", "x": "2"}, 0, 3.0)]
+    runs += [
+        finished(tmp_path, {"config": "c", "x": "2"}, 0, 3.0),
+        finished(tmp_path, {"config": "c", "x": "2"}, 2, 6.0),
+    ]
     runs += [finished(tmp_path, {"config": "c", "x": "2"}, 1, 9.0, "diverged")]
     first, second = sweep_table(runs, ["eval/macro/loss"])
     told = first["metrics"]["eval/macro/loss"]
     assert told["mean"] == 2.5
     assert np.isclose(told["interval95"], 4.302653 * np.std([1, 2, 4.5], ddof=1) / 3**0.5)  # Student's t, 2 degrees
-    assert second["metrics"]["eval/macro/loss"] == {"mean": 3.0, "interval95": None, "values": {"0": 3.0}}
-    assert second["seeds"] == {"0": "complete", "1": "diverged"}
+    assert second["metrics"]["eval/macro/loss"]["values"] == {"0": 3.0, "2": 6.0}
+    apart = second["metrics"]["eval/macro/loss"]["from_first"]  # by seeds that both have
+    assert apart["values"] == {"0": 2.0, "2": 1.5} and apart["mean"] == 1.75
+    assert np.isclose(apart["interval95"], 12.7062 * 0.25)  # Student's t, 1 degree; the standard error is a quarter
+    assert told["from_first"]["mean"] == 0 and second["seeds"] == {"0": "complete", "2": "complete", "1": "diverged"}
     lines = as_text([first, second]).splitlines()
-    assert lines[0].split() == ["x", "seeds", "eval/macro/loss"]  # the configuration is one and the same
-    assert "2.5000 ± 4.4783" in lines[1] and "1 of 2, 1 diverged" in lines[2] and lines[2].endswith("3.0000")
+    assert lines[0].split() == ["x", "seeds", "eval/macro/loss", *["from", "the", "first"]]  # one and the same config
+    assert lines[1].endswith("2.5000 ± 4.4783") and "2 of 3, 1 diverged" in lines[2]
+    assert lines[2].endswith("+1.7500 ± 3.1766")
     with pytest.raises(UserError, match="did you mean eval/macro/loss"):
         sweep_table(runs, ["eval/macro/los"])
 

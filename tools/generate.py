@@ -8,7 +8,6 @@ a continuation. --metadata=VALUE writes a line such as "URL: VALUE" in front, as
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -106,7 +105,6 @@ def _continued(flags, prompts: list[str]):
     from mixlab.training.optimizer import make_optimizer
     from mixlab.training.state import plan_state
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax remarks that it only reads
     with open_trained(flags.workdir, flags.step) as trained:
         config, texts = trained.config, trained.tokenizer
         before = np.array([texts.bos_id] if trained.begins_with_bos else [], np.int32)

@@ -157,7 +157,10 @@ def _scan(scope: Scope) -> list[Document]:
 
 def _build(tokenizer: str, scope: Scope, recipe: dict, path: Path, **specials: str | None) -> TokenStore:
     """Builds the store beside `path` and moves it there when it is complete."""
-    print("building the default corpus from this Python installation (once; some 20 seconds)", file=sys.stderr)
+    print(
+        f"building the default corpus from this Python installation (once for {tokenizer}; some 20 seconds)",
+        file=sys.stderr,
+    )
     documents = _scan(scope)
     document_splits = splits(documents)
     bpe_size = tokenizers.parse_bpe(tokenizer)

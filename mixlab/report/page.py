@@ -124,6 +124,7 @@ def _view(index: int, run: Run, label: str, headline: str | None) -> dict:
         "samples_step": run.samples.get("step"),
         "config": json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
         "command": tables.command(run),
+        "changes": tables.changes(run),
         "versions": tables.versions(run),
     }
 

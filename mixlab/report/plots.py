@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mixlab.report.charts import Chart
@@ -83,7 +84,7 @@ def draw(chart: Chart, runs: list[Run], labels: list[str], theme: Theme) -> byte
         if len(runs) > 1:
             _draw_legend(figure, curves, labels)
         else:
-            _draw_last_value(axes, chart, curves[0])
+            _draw_last_value(axes, chart, curves[0], theme)
         return png(figure)
 
 
@@ -228,13 +229,14 @@ def _draw_references(axes: Axes, references: dict[str, float], curves: list[_Cur
         )  # fmt: skip
 
 
-def _draw_last_value(axes: Axes, chart: Chart, curve: _Curve) -> None:
+def _draw_last_value(axes: Axes, chart: Chart, curve: _Curve, theme: Theme) -> None:
     end = np.flatnonzero(np.isfinite(curve.line))[-1]
     value = float(curve.line[end])
     axes.annotate(
         _short(value, 0 if chart.from_zero else 3), (curve.x[end], value),
         xytext=(5, 0), textcoords="offset points", va="bottom" if chart.from_zero else "center",
         color=curve.color, fontweight="bold", annotation_clip=False,
+        path_effects=[withStroke(linewidth=3, foreground=theme.paper)],  # legible where it meets a reference
     )  # fmt: skip
 
 

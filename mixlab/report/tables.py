@@ -1,5 +1,6 @@
 """What a report says in words and numbers: facts, evaluations, differences, and what is read, as rows."""
 
+import itertools
 import json
 import math
 import shlex
@@ -42,7 +43,9 @@ def facts(run: Run, headline: str | None) -> list[Fact]:
     planned = run.plan.get("total_tokens")
     amounts = [f"of {count(planned)} planned"] if planned else []
     speeds = run.series("perf/tokens_per_second").values
-    speed = [f"{count(float(np.nanmedian(speeds)))} tokens/s"] if np.isfinite(speeds).any() else []
+    stepping = float(run.training_seconds(np.array([run.last_step]))[0])
+    speed = [f"{duration(stepping)} of it in train steps"] if math.isfinite(stepping) else []
+    speed += [f"{count(float(np.nanmedian(speeds)))} tokens/s"] if np.isfinite(speeds).any() else []
     shares = run.series("perf/mfu").values
     speed += [f"{np.nanmedian(shares):.1%} of peak"] if np.isfinite(shares).any() else []
     line, window = run.series("train/loss").smoothed()
@@ -65,22 +68,29 @@ def facts(run: Run, headline: str | None) -> list[Fact]:
             reference = run.baseline(kind, headline)
             details += [f"{kind} {decimal(reference, 3)}"] if math.isfinite(reference) else []
         result.append(Fact(f"Bits per byte, {headline}", decimal(value, 3), ", ".join(details)))
+    return result + _spikes(run)
+
+
+def _spikes(run: Run) -> list[Fact]:
     spiked = spike_scores(run)
-    result += [
+    of_steps = "of its steps lie 7 standard deviations or more from the 1,000 before"
+    if spiked["grad_norm"] is not None:
+        of_steps += f"; gradient norm {_per_cent(spiked['grad_norm'], 1)}"
+    unstable = "loss or gradient norm more than 6 standard deviations above the 128 before"
+    if spiked["stability_recent"] is not None:
+        unstable += f"; of the last 10,000 {_per_cent(spiked['stability_recent'], 100)}"
+    return [
         Fact(
             "Spike score, loss",
             _per_cent(spiked["loss"], 1),
-            "of its steps lie 7 standard deviations or more from the 1,000 before; "
-            f"gradient norm {_per_cent(spiked['grad_norm'], 1)}",
+            "known after 1,000 steps" if spiked["loss"] is None else of_steps,
         ),
         Fact(
             "Unstable steps",
             _per_cent(spiked["stability_total"], 100),
-            "loss or gradient norm more than 6 standard deviations above the 128 before; "
-            f"of the last 10,000 {_per_cent(spiked['stability_recent'], 100)}",
+            "known after 128 steps" if spiked["stability_total"] is None else unstable,
         ),
     ]
-    return result
 
 
 def started(run: Run) -> str:
@@ -175,13 +185,12 @@ def reading(run: Run) -> list[dict]:
                     },
                 }
             )
-        rates = [stage.get(f"learning_rate_{end}") for end in ("first", "last")]
         details = [
             count(stage.get("steps"), "steps"),
             count(stage.get("tokens"), "tokens"),
-            f"sequences of {count(stage.get('sequence_length'))}" if stage.get("sequence_length") else "",
+            _lengths(stage),
             f"{count(stage.get('tokens_per_step'))} tokens a step" if stage.get("tokens_per_step") else "",
-            "learning rate {:.3g} → {:.3g}".format(*rates) if None not in rates else "",
+            _rates(stage),
         ]
         result.append({"name": stage.get("name", ""), "details": [d for d in details if d], "rows": rows})
     return result
@@ -213,12 +222,33 @@ def command(run: Run) -> str | None:
     return shlex.join(map(str, value)) if isinstance(value, list) else value
 
 
+def changes(run: Run) -> list[str]:
+    """What was allowed to change when the run went on (run.json "changes")."""
+    told = [change for change in run.facts.get("changes") or [] if isinstance(change, dict)]
+    return [
+        f"{change.get('key')}: {change.get('from')} → {change.get('to')}"
+        + (f", from step {count(change['step'])}" if change.get("step") is not None else "")
+        for change in told
+    ]
+
+
 def versions(run: Run) -> str:
     return plain(run.facts.get("versions"), "")
 
 
 def _per_cent(value: float | None, scale: float) -> str:
     return ABSENT if value is None else f"{value * scale:.3g}%"
+
+
+def _lengths(stage: dict) -> str:
+    lengths = sorted(map(int, stage.get("buckets") or {})) or [stage.get("sequence_length")]
+    return f"sequences of {' to '.join(dict.fromkeys(map(count, (lengths[0], lengths[-1]))))}" if all(lengths) else ""
+
+
+def _rates(stage: dict) -> str:
+    known = [stage.get(f"learning_rate_{which}") for which in ("first", "highest", "last")]
+    joints = [rate for rate, _ in itertools.groupby(f"{rate:.3g}" for rate in known if rate is not None)]
+    return "learning rate " + " → ".join(joints) if joints else ""
 
 
 def _bits(run: Run, name: str) -> np.ndarray:

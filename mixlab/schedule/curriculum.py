@@ -128,7 +128,7 @@ def batches_per_cycle(
         names = ", ".join(map(str, empty or lengths))
         raise UserError(
             f"{where}: no document gives a row to the bucket of length {names}; give it no share "
-            f"(mixture='custom'), choose other bucket lengths, or use more text"
+            f"(curriculum.mixture='custom'), choose other bucket lengths, or use more text"
         )
     most = [tokens[length] // (tokens_per_step * config.cycles) for length in lengths]
     capped = config.mixture == "natural" and per_cycle <= sum(most)
@@ -139,7 +139,7 @@ def batches_per_cycle(
             raise UserError(
                 f"{where}: the bucket of length {length} has {float(share / sum(shares)):.3g} of the tokens, "
                 f"too few for a batch in each cycle of {per_cycle} steps; use fewer cycles, about {served} "
-                f"steps a cycle, or leave the bucket out (mixture='custom' and its share 0)"
+                f"steps a cycle, or leave the bucket out (curriculum.mixture='custom' and its share 0)"
             )
     return dict(zip(lengths, counts, strict=True))
 

@@ -1,7 +1,8 @@
 """Checkpoints in a folder, one folder a step: orbax writes and reads them."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,15 @@ class LocalStorage:
         keep = [policies.LatestN(keep_last), policies.CustomSteps(tuple(keep_steps))]
         if keep_every_steps:
             keep.append(policies.EveryNSteps(keep_every_steps))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-        )
+        with _quiet(read_only):
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            )
         handlers = {item: ocp.StandardCheckpointHandler() for item in items} | {"meta": ocp.JsonCheckpointHandler()}
-        with writing_checkpoints(directory, "open the folder"):
+        with writing_checkpoints(directory, "open the folder"), _quiet(read_only):
             self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
@@ -108,3 +110,15 @@ class LocalStorage:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("mixlab: damaged checkpoints moved aside")
             self._manager.reload()
+
+
+@contextmanager
+def _quiet(read_only: bool) -> Iterator[None]:
+    """Without orbax's warnings that it only reads, where that was asked for."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR if read_only else level)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)

@@ -84,6 +84,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
         else:
             state, meta = create_state(config.model, optimizer, layout, config.seed), {"read": []}
         first = int(state["step"])
+        folder.goes_on_from(first)
         control = _control(config, data, meta, workdir)
         tools = _Tools.make(config, data, layout, optimizer, control, benchmarks, workdir)
         with (

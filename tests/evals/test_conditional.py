@@ -7,6 +7,7 @@ from mixlab.corpus.tokenizer import Tokenizer
 from mixlab.errors import UserError
 from mixlab.evals.conditional import ConditionalSets, metrics_of
 from mixlab.evals.held_out import make_set
+from mixlab.evaluate import _print_variants
 from mixlab.sequences.metadata import MetadataConfig
 from tests.sequences.test_metadata import store_of
 
@@ -82,7 +83,7 @@ def test_each_variant_writes_what_it_says(store):
     assert lines["shuffled"] != true
 
 
-def test_differences_are_paired_and_grouped_by_how_often_the_value_was_seen(store):
+def test_differences_are_paired_and_grouped_by_how_often_the_value_was_seen(store, capsys):
     found = conditional(store, True, ("none", "true"))
     rng = np.random.default_rng(1)
     none = rng.random(found.sets["none"][0].rows.tokens.shape).astype(np.float32)
@@ -103,6 +104,9 @@ def test_differences_are_paired_and_grouped_by_how_often_the_value_was_seen(stor
     whole = metrics["eval_metadata/true/all/loss"] - metrics["eval_metadata/none/all/loss"]
     assert metrics["eval_metadata/true_minus_none/all/loss"] == pytest.approx(whole, abs=1e-5)
     assert not any(key.startswith("eval/") for key in metrics)
+    _print_variants(metrics)
+    out = capsys.readouterr().out
+    assert f"seen 10 to 99 times{-0.5:>+15.4f}" in out and "nan" not in out
 
 
 def test_what_cannot_be_compared_is_told(store, tmp_path):

@@ -86,7 +86,10 @@ def test_files_are_of_at_most_the_given_size(run, tmp_path, exported):
     assert one["arrays"] == two["arrays"]
 
 
-def test_an_export_is_replaced_and_no_other_folder(run, tmp_path, exported, capsys):
+def test_an_export_is_replaced_and_no_other_folder(run, tmp_path, exported, capsys, caplog):
+    assert [
+        record for record in caplog.get_records("setup") if record.levelname == "WARNING"
+    ] == []  # orbax's, on reading
     before = files(exported)
     command(f"--workdir={run}", f"--output={exported}")
     assert files(exported) == before

@@ -295,12 +295,12 @@ def test_spike_scores_of_a_run(tmp_path):
     assert set(spike_scores(read_run(short)).values()) == {None}
     facts = {fact.label: fact for fact in tables.facts(read_run(long), None)}
     assert facts["Spike score, loss"].value == "1%" and "gradient norm 0.5%" in facts["Spike score, loss"].detail
-    assert facts["Unstable steps"].value == "0.25%" and "last 10,000 –" in facts["Unstable steps"].detail
+    assert facts["Unstable steps"].value == "0.25%" and "10,000" not in facts["Unstable steps"].detail
     page = Page(write_report([long], tmp_path / "one"))
     assert "Spike score, loss" in page.all and "0.25%" in page.all
     page = Page(write_report([long, short], tmp_path / "two"))
-    assert [cell[:5] for cell in page.row("Unstable steps")[1:]] == ["0.25%", "–loss"]
-    assert [cell[:4] for cell in page.row("Spike score, loss")[1:]] == ["1%of", "–of "]
+    assert [cell[:5] for cell in page.row("Unstable steps")[1:]] == ["0.25%", "–know"]
+    assert [cell[:4] for cell in page.row("Spike score, loss")[1:]] == ["1%of", "–kno"]
 
 
 def test_metrics_as_columns(tmp_path):

@@ -205,5 +205,6 @@ def test_a_change_that_is_meant_goes_on(place, uninterrupted):
     finish(start(place, workdir, "--config.stages.0.steps=22", "--allow-change=stages.0.steps"))
     assert [line["step"] for line in records(workdir)] == list(range(23))
     changes = json.loads((workdir / "run.json").read_text())["changes"]
-    assert [(c["key"], c["from"], c["to"]) for c in changes] == [("stages.0.steps", 20, 22)]
+    assert [(c["step"], c["key"], c["from"], c["to"]) for c in changes] == [(20, "stages.0.steps", 20, 22)]
+    assert "stages.0.steps: 20 → 22, from step 20" in (workdir / "report" / "index.html").read_text()
     finish(start(place, workdir, "--config.stages.0.steps=22", "--config.evaluation.every_steps=5"))  # a free key
