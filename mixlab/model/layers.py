@@ -40,7 +40,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = checkpoint_name(project(x, self.kernel[...]), PROJECTION)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else add_bias(y, self.bias[...])
 
 
 @jax.custom_vjp
@@ -65,6 +65,24 @@ def _project_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple
 
 
 project.defvjp(_project_forward, _project_backward)
+
+
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y [..., out] + bias [out], in the dtype of y. Its own gradient: the bias' is summed over all tokens in the bias' float32,
+    where the rule of `+` would round every partial sum to the dtype of y."""
+    return y + bias.astype(y.dtype)
+
+
+def _add_bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return add_bias(y, bias), bias
+
+
+def _add_bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return g, g.astype(bias.dtype).sum(axis=tuple(range(g.ndim - 1)))
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class Norm(nnx.Module):

@@ -13,6 +13,7 @@ from tiny import PRESETS, Z_LOSS, Rows, abstract, loss, packed_rows, random_para
 
 from mixlab.batch import Kind
 from mixlab.errors import UserError
+from mixlab.model.layers import Linear
 from mixlab.model.size import parameter_count
 from mixlab.model.transformer import Transformer, scans_layers
 from tests.test_metadata_stream import D1, D2, D3, documents_of, read
@@ -147,6 +148,17 @@ def test_bfloat16_is_close_to_float64(case):
         assert value.dtype == np.float32
         error = np.linalg.norm(value - gradient[name])
         assert error < 0.05 * max(np.linalg.norm(gradient[name]), floor), name
+
+
+def test_gradients_of_a_linear_map_are_summed_over_tokens_in_float32():
+    """What is summed is bfloat16, and no more is rounded."""
+    linear = Linear(4, 8, ("embed", "mlp"), bias=True, init=nnx.initializers.ones, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(linear)
+    x, g = (np.random.default_rng(n).normal(0.5, 1, (8, 512, n)).astype(jnp.bfloat16) for n in (4, 8))
+    (found,) = jax.jit(lambda x, g: jax.vjp(lambda w: nnx.merge(graph, w)(x), weights)[1](g))(x, g)
+    x, g = x.astype(np.float64), g.astype(np.float64)
+    np.testing.assert_allclose(found["kernel"][...], np.einsum("bli,blo->io", x, g), rtol=1e-4)
+    np.testing.assert_allclose(found["bias"][...], g.sum((0, 1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
