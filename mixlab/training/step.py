@@ -29,26 +29,26 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
     """
     settings, rates = config.training, config.learning_rates
 
-    def loss_sum(params, batch: Arrays, normaliser):
-        """Sum over these rows, divided by the weight of the whole global batch."""
+    def loss_sum(params, batch: Arrays):
         loss = _losses(config, layout, params, batch, settings.z_loss)
-        return loss.total / normaliser, settings.z_loss * loss.z_sum / normaliser
+        return loss.total, settings.z_loss * loss.z_sum
 
-    def gradients(params, batch: Arrays, normaliser):
+    def gradients(params, batch: Arrays):
         function = jax.value_and_grad(loss_sum, has_aux=True)
         parts = settings.accumulation_steps
         if parts == 1:
-            return function(params, batch, normaliser)
+            return function(params, batch)
 
         def one_part(total, part):
-            return jax.tree.map(jnp.add, total, function(params, part, normaliser)), None
+            return jax.tree.map(jnp.add, total, function(params, part)), None
 
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, batch, normaliser))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, batch))
         return jax.lax.scan(one_part, zero, {name: _parts(array, parts) for name, array in batch.items()})[0]
 
     def train_step(state: State, batch: Arrays) -> tuple[State, Arrays]:
-        normaliser = jnp.maximum(batch["loss_weights"].sum(), 1.0)
-        (total, z_loss), gradient = gradients(state["params"], batch, normaliser)
+        # Weights are made shares of the global batch before any gradient, rather than gradients divided when they are rounded.
+        shares = batch["loss_weights"] / jnp.maximum(batch["loss_weights"].sum(), 1.0)
+        (total, z_loss), gradient = gradients(state["params"], batch | {"loss_weights": shares})
         rate = composed_rate(rates, state["step"])
         params, opt_state, grad_norm = apply_gradients(optimizer, gradient, state["opt_state"], state["params"], rate)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)

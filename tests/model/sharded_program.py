@@ -169,7 +169,8 @@ def check_probing(mesh):
 
 def check_loss():
     """Losses and gradients are those of one device; in the loop over chunks nothing goes between devices but a few numbers a
-    token, and neither the head's columns nor logits are gathered."""
+    token, and neither the head's columns nor logits are gathered. Tokens that do not divide over `sequence` as well are
+    divided as rows are, and not gathered either; those that do not at all stay whole on every device."""
     T, D, V, vocab_size, chunk = 80, 16, 48, 43, 3
     rng = np.random.default_rng(0)
     hidden, head = rng.normal(size=(T, D)).astype(np.float32), rng.normal(size=(D, V)).astype(np.float32)
@@ -185,17 +186,20 @@ def check_loss():
     whole = (hidden, head, targets, weights)
     for sizes in (dict(data=8), dict(fsdp=8), dict(fsdp=4, tensor=2), dict(data=1, fsdp=2, sequence=2, tensor=2)):
         mesh = meshes.make_mesh(meshes.MeshConfig(**{"data": 1} | sizes))
-        axes = ("tokens", None), ("embed", "vocab"), ("tokens",), ("tokens",)
-        for count in (T - 3, T):  # tokens that do not divide stay whole on every device
+        for count, divided in ((T - 3, None), (T - 2, "batch"), (T, "tokens")):
+            if divided == "batch" and mesh.shape["sequence"] == 1:
+                continue
+            axes = (divided, None), ("embed", "vocab"), (divided,), (divided,)
             given = tuple(a if a is head else a[:count] for a in whole)
             expected = jax.jit(run)(*given)
             with jax.set_mesh(mesh):
                 placed = [
-                    jax.device_put(a, NamedSharding(mesh, rules.spec(names if count == T or a is head else ())))
+                    jax.device_put(a, NamedSharding(mesh, rules.spec(names)))
                     for a, names in zip(given, axes, strict=True)
                 ]
                 compiled = jax.jit(run).lower(*placed).compile()
                 got = compiled(*placed)
+            assert divided is None or not re.search(rf"\[{count},{D}\]\S* all-gather", compiled.as_text())
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
         kinds, sums = "all-reduce|all-gather|reduce-scatter|all-to-all", []
