@@ -9,7 +9,9 @@ import optax.contrib
 from mixlab.parallel.rules import RULES
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the published iteration
-STACK, LONG_SIDE = RULES["embed"], RULES["mlp"]  # over these axes of the mesh are layers divided here, and matrices
+# Axes of the mesh over which layers are divided here, first those that divide parameters; and over which matrices are.
+SHARDS, LONG_SIDE = RULES["embed"], RULES["mlp"]
+STACK = (*SHARDS, *(axis for axis in RULES["tokens"] if axis not in SHARDS))
 FREE = jax.P.UNCONSTRAINED
 
 
@@ -37,22 +39,24 @@ def scale_by_muon(momentum: float, iterations: int, rms: float, eps: float) -> o
 def orthogonalise(x_xMxN: jax.Array, iterations: int) -> jax.Array:
     """Newton-Schulz: singular values of at most 1 come near 1. The smaller side is the one that is squared.
 
-    Where parameters are divided (fsdp), each device has whole matrices of its part of the layers meanwhile: a matrix
-    moves once before all iterations and once after. A stack of fewer layers than devices leaves some idle. Over
-    `tensor` the longer side is divided, and only the squares are summed up. Replicas (`data`) all do the same.
+    On several devices each has whole matrices of its part of the layers meanwhile: a matrix moves once before all iterations
+    where parameters are divided (fsdp), not where all have them (data), and once after. A stack of fewer layers than devices
+    leaves some idle. Over `tensor` the longer side is divided, and only the squares are summed up.
     """
     wide = x_xMxN.shape[-2] <= x_xMxN.shape[-1]
+    x_xMxN = _place(x_xMxN, None, FREE, FREE)  # the momentum that it comes of stays where it is kept
     x = _place(x_xMxN if wide else x_xMxN.mT, STACK, None, LONG_SIDE)
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
         square = x @ x.mT
         x = a * x + (b * square + (c * square) @ square) @ x
-    x = _place(x, STACK, None, LONG_SIDE)
+    # Replicas give each other theirs before a layer is divided again: in one, the compiler would bring whole stacks together.
+    x = _place(_place(x, STACK, None, LONG_SIDE), SHARDS, None, LONG_SIDE)
     return _place(x if wide else x.mT, None, FREE, FREE)
 
 
 def _place(x: jax.Array, layers, rows, columns) -> jax.Array:
-    """A stack of matrices divided over these axes of the mesh, if parameters are divided at all."""
+    """A stack of matrices divided over these axes of the mesh, if it has several devices there."""
     mesh = jax.sharding.get_abstract_mesh()
     if x.ndim < 3 or mesh.empty or mesh.are_all_axes_manual or math.prod(mesh.shape[axis] for axis in STACK) == 1:
         return x

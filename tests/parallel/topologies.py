@@ -55,7 +55,7 @@ TESTED = {
     "gpt2": ("1 device", "data 8", "fsdp 8", "fsdp 4 x tensor 2", "fsdp 2 x sequence 4, gather"),
     "llama": ("1 device", "fsdp 8", "fsdp 4 x tensor 2", "data 2 x sequence 2 x tensor 2, ring"),
     "olmo2": ("1 device", "fsdp 8", "fsdp 4 x tensor 2", "expert 2 x sequence 4, all to all"),
-    MUON: ("1 device", "fsdp 8", "fsdp 4 x tensor 2"),
+    MUON: ("1 device", "data 8", "fsdp 8", "fsdp 4 x tensor 2"),
 }
 GROWING = [MeshConfig(1, 2), MeshConfig(1, 4), MeshConfig(1, 1, 2), MeshConfig(1, 2, 2)]
 SEVERAL_PROCESSES = {
@@ -174,7 +174,7 @@ def main(file: str = "", port: str = "", processes: str = "", process: str = "",
         sizes = [MeshConfig(), MeshConfig(1, 8), MeshConfig(1, 4, 2), *GROWING]
         found = {"curves": one_process(TESTED), "memory": [memory("llama", mesh) for mesh in sizes]}
         found["memory with Muon"] = [memory(MUON, mesh) for mesh in sizes[:3]]
-        found["orthogonalising"] = [orthogonalising(MeshConfig(1, fsdp)) for fsdp in (1, 2, 8)]
+        found["orthogonalising"] = [orthogonalising(MeshConfig(*s)) for s in ((1, 1), (1, 2), (1, 8), (8, 1), (2, 4))]
     else:
         for key, losses in (curves := one_process(dict.fromkeys((*PRESETS, MUON), tuple(ONE_PROCESS)))).items():
             reference = np.array(curves[f"{key.partition(',')[0]}, 1 device"])
