@@ -4,8 +4,10 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,6 +55,12 @@ def test_packed_rows_hold_documents():
     assert ((steps == 1) | first[:, 1:]).all()
 
 
+def test_documents_are_numbered_from_1():
+    """0 would be padding, which comes last: kernels would find that it may be seen from everywhere."""
+    ids = np.asarray(kernels.packed(np.random.default_rng(0), 4, 256, 16))
+    assert ids.min() == 1 and ids.max() > 8 and set(np.unique(np.diff(ids, axis=1))) == {0, 1}
+
+
 def test_kernels_beside_their_plain_forms():
     told = kernels.attention([(2, 64, 2, 8, None), (2, 64, 2, 8, 16)], "float32", 1)
     assert len(told) == 8 and all(value > 0 for value in told.values())
@@ -95,22 +103,57 @@ def test_no_accelerator_here():
 
 
 def test_kernels_agree_with_whole_score_matrices():
-    found = kernels.agreement()
+    assert kernels.here() == ["blockwise"]
+    found = kernels.agreement("blockwise")
     assert len(found) == 2 and all(0 < worst < 0.02 for worst in found.values())
 
 
 def test_a_part_that_fails_or_comes_too_late_leaves_the_others_alone(monkeypatch):
-    """The accelerator's parts, with stand-ins for the models and a clock that runs out after the second."""
+    """The accelerator's parts, with stand-ins for the models and a clock that runs out after the fifth."""
     now = iter(range(100))
-    monkeypatch.setattr(trains, "ACCELERATOR_SECONDS", 3)
+    monkeypatch.setattr(trains, "ACCELERATOR_SECONDS", 5)
     monkeypatch.setattr(trains.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(trains.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(trains.kernels, "agreement", lambda: {"kernel": 1 / 0})
+    monkeypatch.setattr(kernels, "agreement", lambda kernel: {kernel: 1 / (kernel != "triton")})
     monkeypatch.setattr(trains, "measure", lambda setting, repeats, trace: {"rows": setting.rows})
     found = trains.accelerator(None)
-    assert found.pop("agreement") == "failed: ZeroDivisionError: division by zero"
+    assert found.pop("agreement, triton") == "failed: ZeroDivisionError: division by zero"
+    assert found.pop("blockwise") == found.pop("cudnn") == 1
     assert found.pop("GPT-2 124M, 1024: rows") == 32 and found.pop("GPT-2 1.5B, 2048: rows") == 4
-    assert found.pop("formula") and set(found.values()) == {"left out: 3 seconds were over"}
+    assert found.pop("formula") and set(found.values()) == {"left out: 5 seconds were over"}
+    assert {"buckets", "loss", "Llama 190M, 8192, packed"} < found.keys()
+
+
+def test_a_step_is_one_devices(monkeypatch):
+    """Whose peak its speed is a share of."""
+    another = SimpleNamespace(platform="gpu", process_index=0)
+    monkeypatch.setattr(jax, "devices", lambda real=jax.devices: [*real(), another])
+    assert measure(Setting(TINY, 2, 64), 1)["tokens a step"] == 128
+
+
+def test_on_a_machine_with_an_accelerator_step_and_peer_still_meet_on_one_core(monkeypatch):
+    told = iter([3.0, 2.0, 6.0] * 2)
+    places = []
+
+    def run(command, env, **_):
+        places.append(env["JAX_PLATFORMS"])
+        key = "seconds a step by cpu time" if "step" in command else "median_cpu_seconds_per_step"
+        return SimpleNamespace(returncode=0, stdout=json.dumps({key: next(told), "machine": "a core"}))
+
+    monkeypatch.setattr(trains.subprocess, "run", run)
+    monkeypatch.setattr(trains.importlib.util, "find_spec", lambda name: True)
+    found = trains.beside_peer(2)
+    assert found["machine"] == "a core" and places == ["cpu"] * 6
+    assert found["mixlab / pytorch float32, tokens per CPU-second"] == 2
+    assert found["mixlab bfloat16 / pytorch float32, tokens per CPU-second"] == 3
+
+
+def test_figures_are_kept_whatever_becomes_of_the_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "HISTORY", tmp_path / "history.jsonl")
+    monkeypatch.setattr(trains, "accelerator", lambda trace: {"seconds": 1.0})
+    with pytest.raises(ValueError):  # there is none
+        benchmark.main(["accelerator", "--keep", f"--profile={tmp_path}"])
+    assert json.loads((tmp_path / "history.jsonl").read_text())["seconds"] == 1.0
 
 
 def test_the_peers_step_is_of_the_same_size():

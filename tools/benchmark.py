@@ -69,14 +69,14 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(result))
     else:
         _print(result, earlier)
+    if flags.keep:
+        with HISTORY.open("a") as file:
+            file.write(json.dumps({"date": date.today().isoformat(), "command": command} | result) + "\n")
     if flags.profile:
         for name, seconds, calls in profile.longest(flags.profile):
             print(f"{seconds:10.4f} s {calls:6} x  {name}")
         gaps, whole = profile.idle(flags.profile)
         print(f"{gaps:10.4f} s of {whole:.4f} s idle between steps")
-    if flags.keep:
-        with HISTORY.open("a") as file:
-            file.write(json.dumps({"date": date.today().isoformat(), "command": command} | result) + "\n")
 
 
 def _earlier(machine: str, command: str) -> dict:

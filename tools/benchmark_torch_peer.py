@@ -11,6 +11,7 @@ too. Needs torch."""
 
 import argparse
 import json
+import statistics
 import time
 
 import torch
@@ -83,7 +84,7 @@ def measure(
     seconds = sorted(seconds[2:])
     return {
         "cpu_seconds_per_step": seconds[0],
-        "median_cpu_seconds_per_step": seconds[len(seconds) // 2],
+        "median_cpu_seconds_per_step": statistics.median(seconds),
         "tokens_per_cpu_second": rows * length / seconds[0],
         "parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -47,7 +47,7 @@ class Step:
             stages=(StageConfig("main", 1000, setting.length, setting.rows * setting.length),),
             optimizer=OptimizerConfig(name=setting.optimizer),
         )
-        self._mesh = make_mesh(MeshConfig())
+        self._mesh = make_mesh(MeshConfig(), jax.devices()[:1])  # one device, as the peak is one's
         optimizer = make_optimizer(config.optimizer)
         layout = plan_state(config.model, optimizer, self._mesh)
         self._batch = _batch(setting)

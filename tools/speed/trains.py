@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -33,17 +34,22 @@ def beside_peer(rounds: int) -> dict:
         commands["pytorch"] = [sys.executable, str(TOOLS / "benchmark_torch_peer.py"), "--json"]
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})  # what is started below inherits it
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # also where there is an accelerator
     found: dict[str, list[float]] = {name: [] for name in commands}
+    told: dict[str, dict] = {}
     for _ in range(rounds):
         for name, command in commands.items():
-            run = subprocess.run(command, capture_output=True, text=True)
+            run = subprocess.run(command, capture_output=True, text=True, env=environment)
             if run.returncode:
-                raise UserError(f"{' '.join(command)} failed: {run.stderr.strip().splitlines()[-1]}")
-            told = json.loads(run.stdout)
-            found[name].append(told.get("seconds a step by cpu time") or told["median_cpu_seconds_per_step"])
+                raise UserError(f"{' '.join(command)} failed: {(run.stderr.strip().splitlines() or [''])[-1]}")
+            told[name] = json.loads(run.stdout)
+            found[name].append(
+                told[name].get("seconds a step by cpu time") or told[name]["median_cpu_seconds_per_step"]
+            )
     os.sched_setaffinity(0, allowed)
     result: dict = {
-        "setting": f"GPT-2, 6 layers, width 384, vocabulary 8192, {ROWS} rows of {LENGTH}, one core, {rounds} rounds"
+        "machine": told["mixlab"]["machine"],
+        "setting": f"GPT-2, 6 layers, width 384, vocabulary 8192, {ROWS} rows of {LENGTH}, one core, {rounds} rounds",
     }
     for name, seconds in found.items():
         result[f"{name}: CPU-seconds a step, min..max"] = f"{min(seconds):.3f}..{max(seconds):.3f}"
@@ -60,11 +66,14 @@ def step(dtype: str, profile: Path | None) -> dict:
     return {"formula": FORMULA} | measure(Setting(_in(SMALL, dtype), ROWS, LENGTH), 8, profile)
 
 
+ON_CPU = [(8, 256, 6, 64, None), (4, 1024, 6, 64, 400), (1, 8192, 6, 64, 600)]
+ON_ACCELERATOR = [(32, 1024, 12, 64, None), (32, 1024, 12, 64, 400), (4, 8192, 12, 64, None), (4, 8192, 12, 64, 600)]
+
+
 def attention(dtype: str) -> dict:
     if jax.default_backend() == "cpu":
-        return kernels.attention([(8, 256, 6, 64, None), (4, 1024, 6, 64, 400), (1, 8192, 6, 64, 600)], dtype, 5)
-    shapes = [(32, 1024, 12, 64, None), (32, 1024, 12, 64, 400), (4, 8192, 12, 64, None), (4, 8192, 12, 64, 600)]
-    return kernels.attention(shapes, dtype, 20)
+        return kernels.attention(ON_CPU, dtype, 5)
+    return kernels.attention(ON_ACCELERATOR, dtype, 20)
 
 
 def loss(dtype: str) -> dict:
@@ -123,17 +132,23 @@ def accelerator(profile: Path | None) -> dict:
             _gpu(gpt2("1558M", context_length=2048, layer_loop="unroll"), "dots"), 4, 2048
         ),
     }
-    until = time.monotonic() + ACCELERATOR_SECONDS
-    found: dict = {"formula": FORMULA} | _told("agreement", kernels.agreement, until)
+    last = "GPT-2 1.5B, 2048, layers unrolled"  # what takes longest to compile
+    parts: dict[str, Callable[[], dict]] = {
+        f"agreement, {name}": partial(kernels.agreement, name) for name in kernels.here()
+    }
     for name, setting in settings.items():
-        trace = profile if name == "GPT-2 124M, 1024" else None
-        told = _told(name, lambda setting=setting, trace=trace: measure(setting, 10, trace), until)
-        found |= {key if key == name else f"{name}: {key}": value for key, value in told.items()}
+        parts[name] = partial(measure, setting, 10, profile if name == "GPT-2 124M, 1024" else None)
+    parts |= {f"attention, {shape}": partial(kernels.attention, [shape], "bfloat16", 20) for shape in ON_ACCELERATOR}
+    parts |= {"buckets": partial(buckets, "bfloat16"), "loss": partial(loss, "bfloat16")}
+    parts[last] = parts.pop(last)
+    until = time.monotonic() + ACCELERATOR_SECONDS
+    found: dict = {"formula": FORMULA}
+    for name, part in parts.items():
+        told = _told(name, part, until)
+        found |= {f"{name}: {key}" if name in settings and key != name else key: told[key] for key in told}
     packed, single = (found.get(f"Llama 190M, 8192{kind}: wall seconds a step") for kind in (", packed", ""))
     if packed and single:
         found["Llama 190M, 8192: time of packed rows over that of single documents"] = packed / single
-    for part in (attention, buckets, loss):
-        found |= _told(part.__name__, lambda part=part: part("bfloat16"), until)
     return found
 
 
