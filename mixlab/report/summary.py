@@ -33,8 +33,11 @@ def summary(run_dir: Path, config_flags: str) -> str:
         console.print(table)
         if tasks.row_count:
             console.print(tasks)
-    last = run.stages[-1]["steps"] if run.stages else run.last_step
-    steps = f"stages.{max(len(run.stages) - 1, 0)}.steps"
+    last, stage = run.stages[-1] if run.stages else {"steps": run.last_step}, f"stages.{max(len(run.stages) - 1, 0)}"
+    longer, changed = f"--config.{stage}.steps={2 * last['steps']}", f"{stage}.steps"
+    if "cycles" in last:  # as many times more of them as of steps: else the steps before would be other ones
+        longer += f" --config.{stage}.curriculum.cycles={2 * last['cycles']}"
+        changed += f",{stage}.curriculum"
     train = f"python -m mixlab.train {config_flags}"
     return captured.get() + "\n".join(
         [
@@ -43,7 +46,7 @@ def summary(run_dir: Path, config_flags: str) -> str:
             f"  look      {run_dir / 'report' / 'index.html'}",
             f"  inspect   python tools/inspect_stream.py {config_flags} --step=0",
             f"  score     python -m mixlab.evaluate --workdir={run_dir}",
-            f"  go on     {train} --workdir={run_dir} --config.{steps}={2 * last} --allow-change={steps}",
+            f"  go on     {train} --workdir={run_dir} {longer} --allow-change={changed}",
             f"  vary      {train} --workdir={run_dir}-seed1 --config.seed=1",
             f"  compare   python tools/report.py {run_dir} {run_dir}-seed1 --output={run_dir}-compared",
         ]

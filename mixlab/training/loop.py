@@ -33,7 +33,7 @@ from mixlab.stream import BatchShape
 from mixlab.training.checkpoint import Checkpoints
 from mixlab.training.control import Control
 from mixlab.training.guard import Diverged, Guard, RollBack
-from mixlab.training.history import History
+from mixlab.training.history import History, first_difference
 from mixlab.training.metrics import MetricsLog
 from mixlab.training.optimizer import make_optimizer
 from mixlab.training.places import check_place, checkpoint_place
@@ -97,7 +97,7 @@ def train(config: Config, data: Data, workdir: Path, allow_change: tuple[str, ..
             Progress(config.total_steps, first, every_seconds=config.logging.console_every_seconds) as progress,
             Watchdog(config.training.hang_seconds, workdir) as watchdog,
         ):
-            for note in (f"going on from step {first:,}",) if restored else origin.notes if origin else ():
+            for note in _resumed(first, meta, data, folder) if restored else origin.notes if origin else ():
                 progress.note(note)
             run = _Run(config, data, layout, tools, checkpoints, folder, log, progress, watchdog)
             run.set_out(first, meta, control, Guard(config.training, meta.get("guard", {})))
@@ -320,6 +320,18 @@ def _check_stream(meta: dict, data: Data, allow_change: tuple[str, ...]) -> None
             "checkpoints: the newest one was trained on another stream than this config and corpus give; name another "
             "--workdir, or the change that is meant with --allow-change"
         )
+
+
+def _resumed(first: int, meta: dict, data: Data, folder: RunFolder) -> list[str]:
+    """What to tell of a run that goes on from step `first`."""
+    notes = [f"going on from step {first:,}"]
+    apart = first_difference(meta["read"], History(data.stream).until(first))
+    if apart is not None and apart != (folder.facts().get("origin") or {}).get("data_differ_from_step"):
+        notes.append(
+            f"note: steps {apart:,} to {first - 1:,} were read by other stages than the configuration now has; these hold "
+            f"from step {first:,} on"
+        )
+    return notes
 
 
 def _keep_compiled() -> None:

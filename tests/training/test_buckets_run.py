@@ -21,6 +21,7 @@ from mixlab.evals.benchmarks import Scored
 from mixlab.plan import as_text, make_plan
 from mixlab.report import by_length
 from mixlab.report.runs import read_run
+from mixlab.report.summary import summary
 from mixlab.training import loop
 from mixlab.training.checkpoint import Checkpoints
 from tests.devices import simulated
@@ -208,6 +209,28 @@ def test_it_goes_on_with_no_other_curriculum(place, whole, capsys):
     code = errors.run(train.main, [*flags, "--config.stages.0.curriculum.odds=uniform"])
     assert code == errors.EXIT_USER_ERROR
     assert "stages.0.curriculum.odds: was 'grow_p2', is now 'uniform'" in capsys.readouterr().err
+
+
+def test_longer_with_as_many_more_cycles_it_reads_the_same_so_far(place, whole):
+    told = summary(place / "whole", f"--config={place / 'config.py'}").splitlines()
+    (flags,) = (line.split("mixlab.train ")[1].split() for line in told if line.startswith("  go on"))
+    assert flags[2:4] == ["--config.stages.0.steps=24", "--config.stages.0.curriculum.cycles=4"]
+    assert flags[4:] == ["--allow-change=stages.0.steps,stages.0.curriculum"]
+    config = str(place / "config.py")
+    stream, longer = (open_data(load(config, more)).stream for more in ([], flags[2:4]))
+    for step in range(STEPS):
+        for name, array in stream[step].arrays().items():
+            assert np.array_equal(array, longer[step].arrays()[name])
+
+
+def test_it_is_told_that_what_was_read_is_not_what_the_stages_now_say(place, whole):
+    with Checkpoints(place / "whole" / "checkpoints", read_only=True) as checkpoints:
+        meta = checkpoints.meta(STEPS)
+    folder = SimpleNamespace(facts=lambda: {})
+    as_read, longer = (open_data(load(str(place / "config.py"), more)) for more in ([], ["--config.stages.0.steps=14"]))
+    assert loop._resumed(STEPS, meta, as_read, folder) == ["going on from step 12"]
+    (_, note) = loop._resumed(STEPS, meta, longer, folder)  # 7 steps a cycle, not 6
+    assert note.startswith("note: steps 0 to 11 were read by other stages than the configuration now has")
 
 
 @pytest.mark.parametrize(

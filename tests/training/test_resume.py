@@ -202,7 +202,8 @@ def test_a_change_that_is_meant_goes_on(place, uninterrupted):
     finish(start(place, workdir, "--config.stages.0.steps=20"))
     output = finish(start(place, workdir, "--config.stages.0.steps=22"), 2)
     assert "stages.0.steps: was 20, is now 22" in output
-    finish(start(place, workdir, "--config.stages.0.steps=22", "--allow-change=stages.0.steps"))
+    output = finish(start(place, workdir, "--config.stages.0.steps=22", "--allow-change=stages.0.steps"))
+    assert "going on from step 20" in output and "other stages" not in output  # what was read is what would be read
     assert [line["step"] for line in records(workdir)] == list(range(23))
     changes = json.loads((workdir / "run.json").read_text())["changes"]
     assert [(c["step"], c["key"], c["from"], c["to"]) for c in changes] == [(20, "stages.0.steps", 20, 22)]
