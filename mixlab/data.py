@@ -175,13 +175,17 @@ def _check_length(
     lengths = metadata.lengths(ids)
     longest = int(lengths.max(initial=0)) + stage.format.bos
     if longest >= stage.sequence_length:
-        document = store.metadata(int(ids[lengths.argmax()]))
+        number = int(ids[lengths.argmax()])
+        document, alike = store.metadata(number), int(np.count_nonzero(metadata.codes[ids] == metadata.codes[number]))
+        remedies = ["reduce='domain'"] if asked.reduce in (None, "url") else []
+        remedies += [] if asked.hashed else ["hashed=True"]
+        remedies.append(f"min_documents={max(alike, asked.min_documents) + 1} to write 'unknown' for rarer values")
         value = ", ".join(str(document[column]) for column in asked.columns)
         shown = value if len(value) <= 80 else f"{value[:80]}…"
         raise UserError(
             f"{where}: the metadata of document {document['id']!r} ({shown}) are {longest:,} tokens, and a row of "
-            f"sequence_length = {stage.sequence_length} has no room for text behind them; set reduce='domain', use "
-            "min_documents=2 to write 'unknown' for rare values, or lengthen the rows"
+            f"sequence_length = {stage.sequence_length} has no room for text behind them; set {', or '.join(remedies)}; "
+            "else shorten prefix and suffix, or lengthen the rows"
         )
 
 

@@ -137,8 +137,8 @@ class Mixture:
         """A message for each unserved source; `where` is the mixture's key, such as "stages.0.mixture"."""
         shares = self.shares
         return [
-            f"{where}.{name} = {self.weights[name]}: {float(shares[name] * self.rows):.3g} of the stage's {self.rows} "
-            f"rows, so none is read; raise it to a share of at least {1 / self.rows:.3g}, lengthen the stage, or drop "
+            f"{where}.{name}: a share of {float(shares[name]):.3g} is {float(shares[name] * self.rows):.3g} of the stage's "
+            f"{self.rows} rows, so none is read; raise it to a share of at least {1 / self.rows:.3g}, lengthen the stage, or drop "
             "the source"
             for name in self.unserved()
         ]

@@ -22,6 +22,11 @@ class SourceRequest:
     max_epochs: float | None = None
     over_limit: Literal["refuse", "renormalise", "repeat"] = "refuse"
 
+    @property
+    def asks(self) -> bool:
+        """It asks for anything at all."""
+        return bool(self.weight or self.tokens or self.epochs)
+
 
 @dataclass(frozen=True)
 class SourceShare:

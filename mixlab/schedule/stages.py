@@ -225,6 +225,13 @@ def place_stages(
                 raise ValueError("a stage that decomposes documents needs bucket_tokens")
             buckets = {n: bucket_tokens(n, config.format, config.sequence_length) for n in config.mixture}
             available = {name: sum(tokens.values()) for name, tokens in buckets.items()}
+            asked = [name for name, request in config.requests().items() if request.asks]
+            if empty := [name for name in asked if not available[name]]:
+                problems.append(
+                    f"{where}: no document of {' or '.join(empty)} gives a row of {config.format.min_length} tokens or more; "
+                    "lower format.min_length, or read another source"
+                )
+                continue
         else:
             available = {name: epoch_tokens(name, config.format) for name in config.mixture}
         shares, found = token_shares(

@@ -35,6 +35,7 @@ DRAWS = 32  # lengths drawn at a time for one document
 
 LEFT_OVER = "shorter than the shortest bucket"
 TARGET_ONLY = "predicted but not read"
+MOSTLY_HEAD = "metadata longer than half of the longest bucket"
 
 
 def bucket_lengths(min_length: int, max_length: int) -> list[int]:
@@ -97,6 +98,7 @@ def decompose(
     kinds = [np.min_scalar_type(int(values.max(initial=0))) for values in (documents, lengths)]
     parts = {size: [(np.zeros(0, kinds[0]), np.zeros(0, kinds[1]))] for size in sizes}
     heads = np.zeros_like(lengths) if heads is None else heads
+    mostly_head = 0  # tokens of documents that no bucket takes
     repeated = 0  # tokens of heads in front of pieces but the first
     for first in range(0, len(lengths), BLOCK):
         block = documents[first : first + BLOCK]
@@ -110,6 +112,7 @@ def decompose(
             pieces = _one_apart(block, plain, sizes, seed)
         if behind.any():
             pieces = _merged(pieces, _behind_heads(virtual, behind, sizes, variant))
+            mostly_head += int(virtual[2 * behind > sizes[-1]].sum())
         for size, which, starts in pieces:
             parts[size].append((block[which].astype(kinds[0]), starts.astype(kinds[1])))
             repeated += int(behind[which[starts > 0]].sum())
@@ -122,7 +125,8 @@ def decompose(
         "released": sum(counts.values()),
         "overlap": sum(int(np.count_nonzero(starts == 0)) for _, starts in columns.values()),
     }[variant]
-    dropped = {LEFT_OVER: int(lengths.sum()) - read - target_only, TARGET_ONLY: target_only}
+    left_over = int(lengths.sum()) - read - target_only - mostly_head
+    dropped = {LEFT_OVER: left_over, TARGET_ONLY: target_only, MOSTLY_HEAD: mostly_head}
     offsets = np.arange(max(counts.values()) + 1, dtype=np.int64)
     return {
         size: SequenceIndex(

@@ -315,6 +315,7 @@ def test_stages_that_cannot_be(changes, told):
         ({"web": 0.5, "notes": 0.5}, {"curriculum": CurriculumConfig("equal")}, "stages.0: no document of notes gives a row to the bucket of length 64"),
         ({"web": 1.0}, {"tokens_per_step": 2**13, "curriculum": CurriculumConfig("equal")}, "stages.0: the bucket of length 8 has"),
         ({"web": 1.0}, {"curriculum": CurriculumConfig(cycles=20)}, "too few for a batch in each cycle of 1 steps"),
+        ({"web": 1.0, "notes": 1.0}, {"format": FormatConfig(kind="decompose", min_length=64)}, "stages.0: no document of notes gives a row of 64 tokens or more; lower format.min_length"),
         ({"web": 1.0, "code": 1e-7}, {}, "stages.0.mixture.code = 1e-07 of the tokens: too little for a single row"),
     ],
 )  # fmt: skip

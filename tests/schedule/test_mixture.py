@@ -135,7 +135,9 @@ def test_what_is_never_served_is_named():
     mixture = Mixture({"web": 1.0, "rare": 1e-5, "off": 0.0}, 32, 32_000)
     assert mixture.unserved() == ["rare"] and mixture.counts(32_000).tolist() == [0, 0, 32_000]
     (problem,) = mixture.problems("stages.0.mixture")
-    assert problem.startswith("stages.0.mixture.rare = 1e-05: 0.32 of the stage's 32000 rows")
+    assert problem.startswith("stages.0.mixture.rare: a share of 1e-05 is 0.32 of the stage's 32000 rows")
+    (problem,) = Mixture({"web": Fraction(21, 26), "rare": Fraction(5, 26)}, 2, 2).problems("stages.0.mixture")
+    assert problem.startswith("stages.0.mixture.rare: a share of 0.192 is 0.385 of the stage's 2 rows")
     assert Mixture({"web": 1.0, "rare": 1e-4}, 32, 32_000).problems("stages.0.mixture") == []
 
 

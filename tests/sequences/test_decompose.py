@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixlab.sequences.decompose import LEFT_OVER, TARGET_ONLY, decompose, length_problems
+from mixlab.sequences.decompose import LEFT_OVER, MOSTLY_HEAD, TARGET_ONLY, decompose, length_problems
 from mixlab.sequences.documents import Documents
 from mixlab.sequences.format import FormatConfig
 from mixlab.sequences.index import SequenceIndex
@@ -138,6 +138,13 @@ def check_conservation(buckets, lengths):
     read = sum(int(index.lengths.sum()) for index in buckets.values())
     dropped = sum(sum(index.dropped_tokens.values()) for index in buckets.values())
     assert read + dropped == lengths.sum()
+
+
+def test_documents_that_no_bucket_takes_for_their_metadata_are_counted_apart():
+    heads, lengths = np.array([17, 16, 0]), np.array([100, 100, 3])
+    buckets = decompose(np.arange(3), lengths, "exact", 4, 32, heads=heads)
+    assert set(buckets[32].documents.tolist()) == {1} and sum(map(len, buckets.values())) == 5
+    assert buckets[4].dropped_tokens == {MOSTLY_HEAD: 100, LEFT_OVER: 4 + 3}
 
 
 def test_in_blocks_as_in_one(monkeypatch):

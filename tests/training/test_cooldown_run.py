@@ -209,7 +209,15 @@ def test_what_cannot_be_done_is_told_before_training(place, capsys, tmp_path):
     message = told(capsys, config, more, both)
     assert "sources.other with stages.0.format.metadata.columns" in message and "sources.text" not in message
     long = "--config.stages.0.format.metadata.prefix='" + 70 * "x" + "'"
-    assert "no room for text behind them; set reduce='domain'" in told(capsys, config, long)
+    message = told(
+        capsys, config, long
+    )  # no value is long, so neither reduce='domain' (it is) nor min_documents=1 would do
+    assert "no room for text behind them; set hashed=True, or min_documents=" in message and "reduce=" not in message
+    assert "min_documents=2 " not in message and "else shorten prefix and suffix, or lengthen the rows" in message
+    whole = "--config.stages.0.format.metadata.reduce='url'"
+    assert "no room for text behind them; set reduce='domain', or hashed=True, or min_d" in told(
+        capsys, config, long, whole
+    )
     share = "--config.stages.0.format.metadata.share=1.5"
     assert "metadata.share = 1.5: must be above 0 and at most 1" in told(capsys, config, share)
     template = told(capsys, f"{config}:plain")
