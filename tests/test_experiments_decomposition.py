@@ -10,6 +10,7 @@ from experiments.dataset_decomposition import analyse
 from experiments.dataset_decomposition.config import (
     ARMS,
     BUCKETS,
+    CONTROL,
     CORPORA,
     CYCLES,
     LENGTHS,
@@ -82,6 +83,20 @@ def test_single_buckets_read_rows_of_their_length_alone(corpus, arm):
 
 
 @pytest.mark.parametrize("corpus", CORPORA)
+def test_the_control_reads_concatenated_text_in_the_lengths_of_uniform(corpus):
+    run, uniform = load(corpus, f"{CONTROL},2"), placed(corpus, "dd_uniform")
+    lengths = [stage.sequence_length for stage in run.stages]
+    cycle = len(lengths) // CYCLES
+    assert len(lengths) == uniform.steps and {stage.steps for stage in run.stages} == {1}
+    expected = Counter(uniform.shape(step)[1] for step in range(cycle))
+    assert [Counter(lengths[at : at + cycle]) for at in range(0, len(lengths), cycle)] == [expected] * CYCLES
+    assert lengths[:cycle] != lengths[cycle : 2 * cycle]
+    assert {stage.format for stage in run.stages} == {load(corpus, "concat").stages[0].format}
+    told = schema.differences(schema.plain(load(corpus, "concat,2")), schema.plain(run))
+    assert all(key == "name" or key.startswith("stages.") for key in told), told
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
 def test_seeds_change_the_order_and_the_first_weights_alone(corpus):
     a, b = (schema.plain(load(corpus, f"dd_uniform,{seed}")) for seed in (1, 3))
     assert set(schema.differences(a, b)) == {"name", "seed"}
@@ -90,7 +105,7 @@ def test_seeds_change_the_order_and_the_first_weights_alone(corpus):
 @pytest.mark.parametrize("arg", ["dd_shrink", "concat,dd_uniform", "concat,1,2", "2", "bucket_64"])
 def test_an_argument_that_names_no_arm_is_told(arg):
     with pytest.raises(
-        UserError, match="give one of concat, concat_masked, best_fit, dd_uniform, dd_grow_p2, bucket_128"
+        UserError, match="give one of concat, concat_masked, best_fit, dd_uniform, dd_grow_p2, concat_lengths, bucket_128"
     ):
         get_config(arg)
 
@@ -146,8 +161,8 @@ def test_time_as_predicted_is_time_as_measured_where_steps_cost_what_they_should
 
 def test_from_a_folder_of_runs_to_results(tmp_path, capsys):
     """What run.py leaves, written by hand: the record, the tables and the figure come of it."""
-    bits = {"concat": 2.0, "concat_masked": 1.9, "best_fit": 1.9, "dd_uniform": 1.8, "dd_grow_p2": 1.7}
-    runs = [(arm, seed) for arm in ARMS for seed in (1, 2, 3)][:-1] + [("bucket_512", 1)]  # one seed is missing
+    bits = {"concat": 2.0, "concat_masked": 1.9, "best_fit": 1.9, "dd_uniform": 1.8, CONTROL: 1.85, "dd_grow_p2": 1.7}
+    runs = [(arm, seed) for arm in bits for seed in (1, 2, 3)][:-1] + [("bucket_512", 1)]  # one seed is missing
     for arm, seed in runs:
         folder = tmp_path / f"runs/{arm}-{seed}"
         folder.mkdir(parents=True)
@@ -160,12 +175,14 @@ def test_from_a_folder_of_runs_to_results(tmp_path, capsys):
     (tmp_path / "runs/cost.json").write_text(json.dumps(cost()))
     assert analyse.main([str(tmp_path / "runs"), f"--output={tmp_path / 'results'}"]) == 0
     record = json.loads((tmp_path / "results/embedded.json").read_text())
-    assert record["seeds"] == [1, 2] and record["tokens"] == {**dict.fromkeys(ARMS, 81920), "bucket_512": 81920}
+    assert record["seeds"] == [1, 2] and record["tokens"] == dict.fromkeys((*bits, "bucket_512"), 81920)
     grown = record["arms"]["dd_grow_p2"]
     assert grown["final"]["macro"]["members"] == pytest.approx([2.21, 2.22])
     assert grown["difference_from_concat"]["by_position/1024"]["mean"] == pytest.approx(-0.3)
     assert [point["step"] for point in grown["curve"]] == [0, 10, 20] and grown["curve"][0]["seconds"] == 0
     assert grown["curve"][2]["seconds"] == pytest.approx(20 * (FIXED + PER_TOKEN * MEAN_LENGTH), rel=1e-4)
+    assert record["control"]["difference_from_concat"]["docs"]["mean"] == pytest.approx(-0.15)
+    assert record["control"]["dd_uniform_difference"]["docs"]["mean"] == pytest.approx(-0.05)
     assert record["buckets"]["bucket_512"]["final"]["docs"] == {"members": [3.01], "mean": 3.01}
     out = capsys.readouterr().out
     assert "decomposed, Grow-P2" in out and "512 alone" in out and "−" not in out

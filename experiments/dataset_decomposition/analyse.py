@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from experiments import results  # noqa: E402
-from experiments.dataset_decomposition.config import ARMS, BUCKETS, LENGTHS  # noqa: E402
+from experiments.dataset_decomposition.config import ARMS, BUCKETS, CONTROL, LENGTHS  # noqa: E402
 from experiments.intervals import difference, interval  # noqa: E402
 from experiments.results import is_complete  # noqa: E402
 from mixlab import errors  # noqa: E402
@@ -138,12 +138,12 @@ def read(workdir: Path) -> tuple[dict, dict[str, dict[int, list[Record]]], dict]
     cost = json.loads((workdir / "cost.json").read_text())
     runs: dict[str, dict[int, list[Record]]] = {}
     folders = []
-    for arm in (*ARMS, *BUCKETS):
+    for arm in (*ARMS, CONTROL, *BUCKETS):
         found = {int(path.name.rpartition("-")[2]): path for path in workdir.glob(f"{arm}-*/") if is_complete(path)}
         folders += found.values()
         if found:
             runs[arm] = {seed: _records(path) for seed, path in sorted(found.items())}
-    if missing := [arm for arm in ARMS if arm not in runs]:
+    if missing := [arm for arm in (*ARMS, CONTROL) if arm not in runs]:
         raise UserError(
             f"{workdir}: {', '.join(missing)} have not come to their end; run the experiment again, it goes on"
         )
@@ -171,21 +171,31 @@ def _records(folder: Path) -> list[Record]:
 
 
 def summarise(cost: dict, runs: dict[str, dict[int, list[Record]]]) -> dict:
-    """{"seeds": those that every arm has, "cost", "arms": arm -> `learned` and its difference from concat, "buckets":
-    the same of single buckets}."""
-    seeds = sorted(set.intersection(*(set(runs[arm]) for arm in ARMS)))
+    """{"seeds": those that every arm has, "cost", "arms": arm -> `learned` and its difference from concat, "control": the same
+    of the concatenated text in the lengths of dd_uniform, and dd_uniform's difference from that, "buckets": `learned` of
+    single buckets}."""
+    seeds = sorted(set.intersection(*(set(runs[arm]) for arm in (*ARMS, CONTROL))))
     if not seeds:
         raise UserError("no seed has come to its end in every arm; run the experiment again, it goes on")
     chosen = {arm: [runs[arm][seed] for seed in seeds] for arm in ARMS}
     arms = {arm: learned(found, cost["arms"][arm]) for arm, found in chosen.items()}
-    concat = arms["concat"]["final"]
     for told in arms.values():
         if len(seeds) > 1:
-            told["difference_from_concat"] = {
-                name: difference(value["members"], concat[name]["members"]) for name, value in told["final"].items()
-            }
+            told["difference_from_concat"] = _differences(told, arms["concat"])
+    control = learned([runs[CONTROL][seed] for seed in seeds])
+    if len(seeds) > 1:
+        control["difference_from_concat"] = _differences(control, arms["concat"])
+        control["dd_uniform_difference"] = _differences(arms["dd_uniform"], control)
     buckets = {name: learned(list(runs[name].values())) for name in BUCKETS if name in runs}
-    return {"seeds": seeds, "cost": costs(cost, chosen), "arms": arms, "buckets": buckets}
+    return {"seeds": seeds, "cost": costs(cost, chosen), "arms": arms, "control": control, "buckets": buckets}
+
+
+def _differences(told: dict, reference: dict) -> dict:
+    """Of every set and bin."""
+    return {
+        name: difference(value["members"], reference["final"][name]["members"])
+        for name, value in told["final"].items()
+    }
 
 
 def tables(summary: dict) -> str:
@@ -210,6 +220,7 @@ def tables(summary: dict) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     columns = {LABELS[arm]: told["final"] for arm, told in summary["arms"].items()}
+    columns["concat in the lengths of uniform"] = summary["control"]["final"]
     columns |= {name.removeprefix("bucket_") + " alone": told["final"] for name, told in summary["buckets"].items()}
     lines += ["", f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for row in next(iter(columns.values())):

@@ -1,7 +1,9 @@
-"""One model on the same tokens of one text, cut into rows in five ways; and on rows of a single length."""
+"""One model on the same tokens of one text, cut into rows in five ways; and on rows of a single length, or of concatenated text
+in the lengths of the decomposed."""
 
 import os
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mixlab.errors import UserError
@@ -29,6 +31,7 @@ FORMATS = {
     "dd_grow_p2": DECOMPOSED,
 }
 ARMS = tuple(FORMATS)
+CONTROL = "concat_lengths"  # short rows and long ones, as dd_uniform, but with whatever documents they cut across
 BUCKETS = tuple(f"bucket_{length}" for length in LENGTHS)
 
 
@@ -41,6 +44,25 @@ def curriculum(arm: str) -> dict | None:
     return dict(mixture="equal", cycles=CYCLES, odds=arm.removeprefix("dd_"))
 
 
+def stages(arm: str, steps: int, seed: int) -> list[dict]:
+    """One stage; of the control one for every step, lengths in the order of `seed`, in every cycle as many of each."""
+    if arm == CONTROL:
+        cycle = LENGTHS * (steps // CYCLES // len(LENGTHS))
+        lengths = [n for at in range(CYCLES) for n in np.random.default_rng((seed, at)).permutation(cycle).tolist()]
+        step = dict(steps=1, tokens_per_step=TOKENS_PER_STEP, format=FORMATS["concat"])
+        return [dict(step, name=f"step-{at}", sequence_length=length) for at, length in enumerate(lengths)]
+    return [
+        dict(
+            name="main",
+            steps=steps,
+            sequence_length=LENGTHS[-1],
+            tokens_per_step=TOKENS_PER_STEP,
+            format=FORMATS.get(arm, DECOMPOSED),
+            curriculum=curriculum(arm),
+        )
+    ]
+
+
 def get_config(arg: str = "dd_grow_p2") -> ConfigDict:
     """Claim (Pouransari et al. 2024, table 5): documents decomposed into rows of powers of two, short rows first in each of
     eight cycles, cost less time than rows of the longest length at equal tokens, and teach as much or more.
@@ -49,35 +71,27 @@ def get_config(arg: str = "dd_grow_p2") -> ConfigDict:
     Command: python experiments/dataset_decomposition/run.py --data=DIR, or --embedded, trains all arms.
     Cost: about 50 minutes on a CPU core; 10 for the embedded corpus with one seed.
 
-    arg: words separated by commas: an arm (concat, concat_masked, best_fit, dd_uniform, dd_grow_p2, or bucket_128 to
-        bucket_2048: rows of that length alone, on fewer tokens); a seed (1); embedded for the corpus of this Python
-        installation. "dd_uniform,2", "embedded,concat".
+    arg: words separated by commas: an arm (concat, concat_masked, best_fit, dd_uniform, dd_grow_p2; or concat_lengths:
+        concat in the lengths of dd_uniform; or bucket_128 to bucket_2048: rows of that length alone, on fewer tokens);
+        a seed (1); embedded for the corpus of this Python installation. "dd_uniform,2", "embedded,concat".
     """
     words = arg.split(",")
     corpus = "embedded" if "embedded" in words else "text"
-    arms = [word for word in words if word in (*ARMS, *BUCKETS)]
+    known = (*ARMS, CONTROL, *BUCKETS)
+    arms = [word for word in words if word in known]
     seeds = [word for word in words if word.isdigit()]
     if len(arms) != 1 or len(seeds) > 1 or set(words) - {"embedded", *arms, *seeds}:
-        known = ", ".join((*ARMS, *BUCKETS))
-        raise UserError(f"{arg!r}: give one of {known}, with a seed or without, and embedded or not")
+        raise UserError(f"{arg!r}: give one of {', '.join(known)}, with a seed or without, and embedded or not")
     arm, settings = arms[0], CORPORA[corpus]
     steps = settings["bucket_steps" if arm in BUCKETS else "steps"]
+    seed = int(seeds[0]) if seeds else 1
     return ConfigDict(
         dict(
             name=f"decomposition-{arg.replace(',', '-')}",
-            seed=int(seeds[0]) if seeds else 1,
+            seed=seed,
             tokenizer=settings["tokenizer"],
             sources={"text": dict(store=settings["store"])},
-            stages=[
-                dict(
-                    name="main",
-                    steps=steps,
-                    sequence_length=LENGTHS[-1],
-                    tokens_per_step=TOKENS_PER_STEP,
-                    format=FORMATS.get(arm, DECOMPOSED),
-                    curriculum=curriculum(arm),
-                )
-            ],
+            stages=stages(arm, steps, seed),
             model=llama(
                 layers=3,
                 d_model=128,

@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from experiments import commands  # noqa: E402
 from experiments.dataset_decomposition import analyse  # noqa: E402
-from experiments.dataset_decomposition.config import ARMS, BUCKETS  # noqa: E402
+from experiments.dataset_decomposition.config import ARMS, BUCKETS, CONTROL  # noqa: E402
 from mixlab import errors  # noqa: E402
 
 NAME = "dataset_decomposition"
@@ -24,7 +24,7 @@ FILES = ("docs_urls/*.jsonl.gz", "novels/*.jsonl.gz", "code_python/*.jsonl.gz", 
 
 def main(arguments: list[str]) -> int:
     parser = commands.make_parser(NAME, __doc__)
-    parser.add_argument("--arms", default=",".join(ARMS), help=f"default {','.join(ARMS)}")
+    parser.add_argument("--arms", default=",".join((*ARMS, CONTROL)), help="default: all of config.py")
     parser.add_argument(
         "--bucket-seeds", default="1,2,3", help="of the runs on one bucket; default 1,2,3; none if empty"
     )

@@ -15,8 +15,8 @@ from mixlab.parallel import host_memory
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault is a page
 if sys.argv[1] == "kept":
     host_memory.keep_freed()
-step = jax.jit(lambda x: jnp.sort(jnp.sort(x)[::-1] + 1)[0]).lower(jnp.zeros(2**21)).compile()
-x = jnp.zeros(2**21)
+x = jnp.zeros((4096, 8))
+step = jax.jit(lambda x: (x @ x.T) @ x).lower(x).compile()  # 64 MiB between the two, soon made
 for turn in range(30):
     if turn == 10:
         began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -36,4 +36,4 @@ def test_temporary_memory_stays_with_the_process():
         )
         assert done.returncode == 0, done.stderr
         shares[how] = float(done.stdout)
-    assert shares["kept"] < 0.3 < 1 < shares["returned"], shares
+    assert shares["kept"] < 0.3 < 0.9 < shares["returned"], shares
