@@ -141,7 +141,9 @@ class EvaluationConfig:
     every_steps: at its multiples, before step 0 and at the end; 0 only at the end.   at_steps: after these steps too.
     tokens_per_domain: about how many tokens of each domain are read, whole documents in a fixed order.
     breakdown: also by length of the document and by position in the context.
-    rows: of one evaluation batch.   sample_prompts, sample_tokens, sample_temperature: texts continued at the end.
+    rows: of one evaluation batch, and as many more as the mesh needs to divide them.
+    sequence_length: tokens of a row of held-out text; None: as in the last stage. Runs whose last stages differ in it are
+        compared with one for all.   sample_prompts, sample_tokens, sample_temperature: texts continued at the end.
     metadata: the loss with metadata in front of documents.   sample_metadata: a value written in front of the texts that are
         continued, with the same template.
     tasks: name -> a benchmark, scored as well; at_steps are for them too.
@@ -152,6 +154,7 @@ class EvaluationConfig:
     tokens_per_domain: int = 65536
     breakdown: bool = False
     rows: int = 16
+    sequence_length: int | None = None
     sample_prompts: tuple[str, ...] = ()
     sample_tokens: int = 128
     sample_temperature: float = 0.7
@@ -309,6 +312,7 @@ def check(config: Config) -> list[str]:
         (2, "training", ("spike_window_steps",)),
         (1, "checkpoint", ("every_steps", "keep_last", "keep_every_steps")),
         (1, "evaluation", ("tokens_per_domain", "rows")),
+        (2, "evaluation", ("sequence_length",)),
         (0, "evaluation", ("every_steps", "sample_tokens", "sample_temperature")),
         (0, "logging", ("console_every_seconds",)),
         (1, "loader", ("prefetch_batches",)),
@@ -320,6 +324,11 @@ def check(config: Config) -> list[str]:
             value = getattr(getattr(config, group), key)
             if value is not None and value < least:
                 found.append(f"{group}.{key} = {value}: must be at least {least}")
+    if (config.evaluation.sequence_length or 0) > config.model.context_length:
+        found.append(
+            f"evaluation.sequence_length = {config.evaluation.sequence_length} is longer than model.context_length = "
+            f"{config.model.context_length}; shorten the one or raise the other"
+        )
     if any(step < 0 for step in config.evaluation.at_steps):
         found.append(f"evaluation.at_steps = {config.evaluation.at_steps}: steps are counted from 0")
     if not re.fullmatch(r"[\w.-]+", config.name):

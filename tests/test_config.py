@@ -70,6 +70,10 @@ def test_file_defaults_argument_and_overrides(file):
         ("--config.stages.0.tokens_per_step=1000", "not a multiple of sequence_length 128; use 896 or 1024"),
         ("--config.stages.0.steps=0", "stages.0.steps = 0: must be at least 1"),
         ("--config.stages.0.sequence_length=256", "longer than model.context_length = 128"),
+        (
+            "--config.evaluation.sequence_length=256",
+            "evaluation.sequence_length = 256 is longer than model.context_length",
+        ),
         ("--config.training.accumulation_steps=3", "does not divide the 8 rows"),
         ("--config.model.kv_heads=3", "model.kv_heads = 3 must divide model.heads = 2"),
         ("--config.optimizer.b1=2.0", "optimizer.b1"),

@@ -105,7 +105,8 @@ def test_seeds_change_the_order_and_the_first_weights_alone(corpus):
 @pytest.mark.parametrize("arg", ["dd_shrink", "concat,dd_uniform", "concat,1,2", "2", "bucket_64"])
 def test_an_argument_that_names_no_arm_is_told(arg):
     with pytest.raises(
-        UserError, match="give one of concat, concat_masked, best_fit, dd_uniform, dd_grow_p2, concat_lengths, bucket_128"
+        UserError,
+        match="give one of concat, concat_masked, best_fit, dd_uniform, dd_grow_p2, concat_lengths, bucket_128",
     ):
         get_config(arg)
 

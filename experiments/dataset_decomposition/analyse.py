@@ -193,8 +193,7 @@ def summarise(cost: dict, runs: dict[str, dict[int, list[Record]]]) -> dict:
 def _differences(told: dict, reference: dict) -> dict:
     """Of every set and bin."""
     return {
-        name: difference(value["members"], reference["final"][name]["members"])
-        for name, value in told["final"].items()
+        name: difference(value["members"], reference["final"][name]["members"]) for name, value in told["final"].items()
     }
 
 

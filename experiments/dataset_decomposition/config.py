@@ -105,6 +105,13 @@ def get_config(arg: str = "dd_grow_p2") -> ConfigDict:
             optimizer=dict(name="muon"),
             schedule=dict(kind="cosine", peak=7e-3, warmup_steps=20, final_fraction=0.02),
             checkpoint=dict(every_steps=1000, keep_last=1),
-            evaluation=dict(every_steps=steps // 4, tokens_per_domain=24576, rows=4, breakdown=True, sample_tokens=0),
+            evaluation=dict(
+                every_steps=steps // 4,
+                tokens_per_domain=24576,
+                rows=4,
+                sequence_length=LENGTHS[-1],
+                breakdown=True,
+                sample_tokens=0,
+            ),
         )
     )

@@ -15,6 +15,8 @@ from mixlab.evals.generate import Generator, until
 from mixlab.evals.held_out import EvaluationSet, make_set
 from mixlab.evals.language_model import document_sums, score, summarise
 from mixlab.evals.probing import Probing
+from mixlab.parallel.lengths import least_length, resolved
+from mixlab.parallel.mesh import whole_rows
 from mixlab.training.state import Layout
 from mixlab.training.step import compile_token_losses, make_token_losses
 
@@ -29,21 +31,26 @@ class Evaluation:
     def __init__(self, config: Config, data: Data, layout: Layout, benchmarks: Benchmarks):
         self.config, self.data, self.layout = config, data, layout
         stage = data.stream.stages[-1]
+        length = config.evaluation.sequence_length or stage.sequence_length
+        least = least_length(resolved(config.mesh, layout.mesh))
+        if length % least:
+            raise UserError(
+                f"evaluation: rows of {length} held-out tokens cannot be cut over mesh.sequence = {least // 2} devices, two "
+                f"pieces each; set evaluation.sequence_length to a multiple of {least}"
+            )
         self.sets = [
             found
             for name, (store, ids) in data.held_out.items()
-            if (found := self._set(name, store, ids, stage.format.bos, stage.sequence_length))
+            if (found := self._set(name, store, ids, stage.format.bos, length))
         ]
         if not self.sets:
             raise UserError(
                 "evaluation: no source has a validation document with anything to score; prepare the corpus with a "
                 "larger --validation-per-mille"
             )
-        self._conditional = self._with_metadata(stage.format.bos, stage.sequence_length)
-        self._token_losses = compile_token_losses(
-            make_token_losses(config, layout), layout, config.evaluation.rows, stage.sequence_length
-        )
-
+        self._conditional = self._with_metadata(stage.format.bos, length)
+        self._rows = whole_rows(layout.mesh, config.evaluation.rows)
+        self._token_losses = compile_token_losses(make_token_losses(config, layout), layout, self._rows, length)
         self._probing = Probing(config, layout, None)
         self._benchmarks = benchmarks
 
@@ -100,7 +107,7 @@ class Evaluation:
         return found
 
     def _score(self, sets: list[EvaluationSet], params) -> np.ndarray:
-        return score(sets, self._token_losses, params, self.layout, self.config.evaluation.rows)
+        return score(sets, self._token_losses, params, self.layout, self._rows)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Bits per byte of counting alone, on the same tokens."""

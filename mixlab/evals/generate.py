@@ -10,16 +10,16 @@ import numpy as np
 from mixlab.evals.padding import Shapes
 from mixlab.model.config import ModelConfig
 from mixlab.model.decode import decode, empty_cache
-from mixlab.parallel.mesh import global_batch, host_rows, replicated
+from mixlab.parallel.mesh import global_batch, host_rows, replicated, whole_rows
 from mixlab.training.state import Layout
 
 
 class Generator:
-    """Continues prompts with the model of a layout. rows: of a batch of the longest texts."""
+    """Continues prompts with the model of a layout. rows: of a batch of the longest texts, or more (`whole_rows`)."""
 
     def __init__(self, config: ModelConfig, layout: Layout, rows: int):
         self._config, self._layout = config, layout
-        self._shapes = Shapes(rows, config.context_length)
+        self._shapes = Shapes(whole_rows(layout.mesh, rows), config.context_length)
         self._run = jax.jit(
             partial(_continue, config, layout.model),
             static_argnames=("sampled", "narrowed"),

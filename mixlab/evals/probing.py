@@ -15,7 +15,7 @@ from mixlab.config import Config
 from mixlab.evals.generate import Generator
 from mixlab.evals.padding import Shapes
 from mixlab.model.noise import standard_noise
-from mixlab.parallel.mesh import global_batch, host_rows, replicated
+from mixlab.parallel.mesh import global_batch, host_rows, replicated, whole_rows
 from mixlab.stream import Stream
 from mixlab.training.loss import LOGITS_BYTES
 from mixlab.training.state import Layout
@@ -31,7 +31,7 @@ class Probing:
 
     def __init__(self, config: Config, layout: Layout, bos_id: int | None):
         self.bos_id, self.config, self.mesh = bos_id, config.model, layout.mesh
-        self.rows = config.evaluation.rows
+        self.rows = whole_rows(layout.mesh, config.evaluation.rows)
         self.shapes = Shapes(self.rows, self.config.context_length)
         whole = replicated(layout.mesh)
         self.losses = jax.jit(make_token_losses(config, layout), out_shardings=whole)

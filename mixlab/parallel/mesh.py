@@ -123,6 +123,12 @@ def row_shards(sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[axis] for axis in rules.split_axes(rules.RULES["batch"]))
 
 
+def whole_rows(mesh: Mesh, rows: int) -> int:
+    """`rows`, and as many more as it takes for the mesh to divide them: of batches that may be filled up."""
+    shards = row_shards(mesh.shape)
+    return -(-rows // shards) * shards
+
+
 def host_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """The global row numbers (int64, ascending) that this process must supply of a batch of `rows` rows. A
     contiguous block, except where the network's topology orders the devices otherwise. UserError if the rows

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixlab import errors, evaluate
 from mixlab.corpus import tokenizer as tokenizers
 from mixlab.evals.breakdown import breakdown
 from mixlab.evals.held_out import make_set
@@ -72,3 +75,17 @@ def test_a_document_counts_by_all_its_tokens_where_only_its_beginning_is_read(me
     assert metrics["eval/by_length/128/tokens"] == 16 and metrics["eval/by_length/128/documents"] == 1
     positions = {key.split("/")[2]: value for key, value in metrics.items() if "by_position" in key and "tokens" in key}
     assert positions == {"1": 2, "2": 2, "4": 4, "8": 8}  # 0 and 1, 2 and 3, 4 to 7, 8 to 15
+
+
+def test_rows_of_held_out_text_are_as_long_as_the_config_says(trunk, monkeypatch, capsys):
+    """By default as in the last stage (32); whichever it is, the same tokens are scored."""
+    monkeypatch.setenv("MIXLAB_CACHE", str(trunk.parent / "cache"))
+    arguments = [f"--workdir={trunk}", "--json", "--no-record", "--config.evaluation.breakdown=true"]
+    found = []
+    for more in ([], ["--config.evaluation.sequence_length=8"]):
+        assert errors.run(evaluate.main, arguments + more) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    longest = [max(int(k.split("/")[2]) for k in metrics if k.startswith("eval/by_position/")) for metrics in found]
+    assert longest == [16, 4]
+    assert found[0]["eval/micro/tokens"] == found[1]["eval/micro/tokens"]
+    assert found[0]["eval/micro/loss"] != found[1]["eval/micro/loss"]

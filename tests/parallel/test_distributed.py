@@ -93,8 +93,9 @@ def start(place, workdir, *arguments, devices=1, largest_file=None):
     }
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     task = "--config.evaluation.tasks={'quiz': {'files': ['items.jsonl'], 'format': 'continuation'}}"
+    odd = "--config.evaluation.rows=3"  # filled up to what two devices divide
     process = subprocess.Popen(
-        [*command, "--config.mesh.fsdp=2", task, *arguments], cwd=place, env=environment, **streams
+        [*command, "--config.mesh.fsdp=2", odd, task, *arguments], cwd=place, env=environment, **streams
     )
     if largest_file is not None:  # as good as a full disk
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
