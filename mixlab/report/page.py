@@ -117,6 +117,7 @@ def _view(index: int, run: Run, label: str, headline: str | None) -> dict:
         "breakdowns": by_length.breakdowns(run),
         "inserted": experiments.inserted(run),
         "buckets": by_length.buckets(run),
+        "held_out_row_tokens": tables.held_out_row_tokens(run),
         "evaluated_at": tables.evaluated_at(run, headline),
         "reading": tables.reading(run),
         "fingerprints": tables.fingerprints(run),

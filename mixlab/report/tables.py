@@ -211,6 +211,12 @@ def evaluated_at(run: Run, headline: str | None) -> str:
     return f"step {int(series.steps[-1]):,}, after {count(float(series.tokens[-1]))} tokens" if len(series) else ""
 
 
+def held_out_row_tokens(run: Run) -> int | None:
+    """The length of the rows in which held-out text was scored: how much context its tokens had."""
+    stages = run.config.get("stages") or [{}]
+    return (run.config.get("evaluation") or {}).get("sequence_length") or stages[-1].get("sequence_length")
+
+
 def fingerprints(run: Run) -> list[tuple[str, str]]:
     """(source, what the plan says identifies it)."""
     return [(name, plain(value)) for name, value in (run.plan.get("sources") or {}).items()]

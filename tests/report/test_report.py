@@ -234,6 +234,18 @@ def test_two_runs_side_by_side(pair):
     assert "The same as tiny (a/run)" in page.all and len(page.texts["card stage"]) == 2
 
 
+def test_held_out_rows_of_different_lengths_are_told(pair, tmp_path):
+    told = "scored in rows of different lengths"
+    assert told not in Page(pair).all
+    runs = [make_run(tmp_path / name) for name in "abc"]
+    for run, evaluation in zip(runs, ({}, {"sequence_length": 64}, {"sequence_length": 32}), strict=True):
+        stages = [{"sequence_length": 128}, {"sequence_length": 64}]
+        (run / "config.json").write_text(json.dumps({"stages": stages, "evaluation": evaluation}))
+    assert told not in Page(write_report(runs[:2], tmp_path / "alike")).all
+    page = Page(write_report(runs, tmp_path / "other")).all
+    assert told in page and "a 64, b 64, c 32 tokens" in page
+
+
 def test_differences_have_signs_and_are_marked_beyond_two_standard_errors(tmp_path):
     runs = read_runs(make_run(tmp_path / str(i), offset=offset) for i, offset in enumerate([1.0, 0.9, 1.05]))
     row = tables.comparison(runs)[0]
