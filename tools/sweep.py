@@ -62,6 +62,9 @@ def main(arguments: list[str]) -> int:
         (output / "table.json").write_text(json.dumps(table, indent=2) + "\n")
         (output / "table.txt").write_text(as_text(table) + "\n")
     print(json.dumps(table, indent=2) if flags.json else as_text(table))
+    if sum(row["seeds"][str(seeds[0])] == "complete" for row in table) > 1:
+        report = f"python tools/report.py {output}/*/seed-{seeds[0]}/ --output={output}/report"
+        print(f"one seed of each beside the others: {report}", file=sys.stderr)
     return code
 
 

@@ -201,11 +201,21 @@ def _values_axis(axes: Axes, chart: Chart, curves: list[_Curve], shown: list[flo
         if high > 1e4:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         if lines.max() > high + room:
-            entry = max(curve.x[curve.line < high + room].min(initial=np.inf) for curve in curves)
+            entry = max(_entry(curve, high + room) for curve in curves)
             axes.annotate(
                 f"↖ from {_short(lines.max(), 2)}", (entry, 0.99), xycoords=axes.get_xaxis_transform(),
                 xytext=(3, 0), textcoords="offset points", va="top", color=theme.soft, fontsize=10,
             )  # fmt: skip
+
+
+def _entry(curve: _Curve, top: float) -> float:
+    """Where a curve that begins above `top` comes into the picture, on the straight line between two records."""
+    known = np.isfinite(curve.line) & np.isfinite(curve.x)
+    x, line = curve.x[known], curve.line[known]
+    first = int(np.argmax(line < top))
+    if not first:
+        return float(x[0])
+    return float(np.interp(top, line[[first, first - 1]], x[[first, first - 1]]))
 
 
 def _references(chart: Chart, runs: list[Run]) -> dict[str, float]:

@@ -138,7 +138,8 @@ def read_run(path: str | Path) -> Run:
     """Reads a run folder. Raises UserError when there is none at `path`."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give the folder of a run (its --workdir)")
+        what = "a file (seed-*/ with a slash names folders alone)" if path.is_file() else "no such folder"
+        raise UserError(f"{path}: {what}; give the folder of a run (its --workdir)")
     if not any((path / name).is_file() for name in ("metrics.jsonl", "config.json")):
         raise UserError(f"{path}: not a run folder (neither metrics.jsonl nor config.json is in it)")
     notes: list[str] = []

@@ -366,6 +366,8 @@ def test_not_a_run_folder(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         read_run(tmp_path / "empty")
     run = make_run(tmp_path / "run", files=False)
+    with pytest.raises(UserError, match="jsonl: a file"):  # what a pattern may match beside the runs
+        read_run(run / "metrics.jsonl")
     with pytest.raises(UserError, match="given twice"):
         read_runs([run, tmp_path / "empty" / ".." / "run"])
 
@@ -465,3 +467,12 @@ def test_command_line(tmp_path):
 def test_needs_neither_jax_nor_a_display():
     code = "import sys, mixlab.report.page; print([m for m in ('jax', 'matplotlib.pyplot') if m in sys.modules])"
     assert command(code=code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("line", "entry"), [([6.0, 4.0, 3.0], 5.0), ([math.nan, 6.0, 4.0], 15.0), ([4.0, 3.0, 2.0], 0.0)]
+)
+def test_where_a_curve_comes_into_the_picture(line, entry):
+    line, x = np.array(line), np.array([0.0, 10.0, 20.0])
+    curve = plots._Curve(0, x, line, line, np.zeros(3), "k", "-", 1.0)
+    assert plots._entry(curve, 5.0) == entry  # between two records, not at the first that is inside
