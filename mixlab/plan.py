@@ -247,6 +247,8 @@ def _buckets(stage: Stage, number: int, stream: Stream | None) -> dict:
     for length, bucket in zip(tokens, buckets.values(), strict=True):
         held = sum(len(rows.index) for name, (rows, _) in lanes[length].items() if isinstance(rows, FixedRows))
         bucket |= {"rows_per_epoch": held, "epochs": bucket["rows"] / held}
+    if any(first for lane in lanes.values() for _, first in lane.values()):
+        return told  # a stage before has read some
     cuts = {name: rows.cut.tokens() for name, (rows, _) in lanes[min(lanes)].items() if isinstance(rows, FixedRows)}
     config, shares = stage.curriculum.config, {name: s.share for name, s in stage.shares.items() if s.share}
     pool = tokens_without_repeats(config, shares, cuts)
@@ -318,7 +320,8 @@ def _lengths(stage: dict) -> Group:
         f"prediction {stage['average_context_length']:,.1f} tokens of context"
     )
     if "steps_without_repeats" in stage:
-        told += f"\nup to {stage['steps_without_repeats']:,} steps read no row twice"
+        about = "about " if len(stage["sources"]) > 1 else ""  # what each gives to a bucket comes to whole rows
+        told += f"\nup to {about}{stage['steps_without_repeats']:,} steps read no row twice"
     table = _table("length", "rows a step", "steps", "tokens", "share", "epochs", "rows an epoch")
     for length, bucket in stage["buckets"].items():
         table.add_row(
