@@ -145,6 +145,10 @@ def describe(store: TokenStore) -> str:
         lines.append(f"  without an id, named FILE:LINE: {preparation['ids_made']:,} documents")
     if preparation.get("duplicate_ids"):
         lines.append(f"  with the id of an earlier document: {preparation['duplicate_ids']:,} documents")
+    for column, count in preparation.get("without_value", {}).items():
+        some = count < store.n_documents
+        told = f"{count:,} documents" if some else "no document has one; is --metadata-fields right?"
+        lines.append(f"  without a value of {column!r}: {told}")
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from mixlab.corpus import readers, shards, writer
 from mixlab.corpus import tokenizer as tokenizers
@@ -245,8 +246,19 @@ def _finalise(output: Path, tokenizer: Tokenizer, notes: Sequence[dict], prepara
         "skipped": skipped,
         "duplicate_ids": sum(map(len, ids)) - len(np.unique(np.concatenate(ids))),
         "ids_made": sum(note["ids_made"] for note in notes),
+        "without_value": _without_value([output / summary["metadata"]["file"] for summary in summaries]),
     }
     return writer.finalise(output, tokenizer, summaries, preparation)
+
+
+def _without_value(files: Sequence[Path]) -> dict[str, int]:
+    """Column -> documents that have none, of the columns that some lack."""
+    lacking: Counter[str] = Counter()
+    for path in files:
+        with pa.memory_map(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+            lacking.update({name: table.column(name).null_count for name in table.column_names})
+    return {name: count for name, count in lacking.items() if count}
 
 
 def describe_skips(skipped: dict[str, dict]) -> str:

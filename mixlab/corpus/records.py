@@ -58,8 +58,10 @@ def metadata_fields(text: str) -> tuple[tuple[str, str], ...]:
         column = column if equals else path.rpartition(".")[2]
         if not column or not path:
             raise UserError(f"--metadata-fields: {entry!r} is not FIELD or COLUMN=FIELD, as in url,source=meta.source")
-        if column in ("id", "split", "bytes", *(c for c, _ in pairs)):
-            other = f"{path.replace('.', '_')}={path}"
+        taken = ("id", "split", "bytes", *(c for c, _ in pairs))
+        if column in taken:
+            free = path.replace(".", "_")
+            other = f"{free}={path}" if free not in taken else f"{free}_2={path}"
             raise UserError(f"--metadata-fields: column {column!r} exists already; name another, as in {other}")
         pairs.append((column, path))
     return tuple(pairs)

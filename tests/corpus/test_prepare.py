@@ -208,6 +208,9 @@ def test_metadata_field_lists():
     for wrong in ("url,,x", "a.id", "x,y.x", "bytes", "=a"):
         with pytest.raises(UserError, match="--metadata-fields"):
             metadata_fields(wrong)
+    for twice, remedy in (("url,url", "url_2=url"), ("a.url,b.url", "b_url=b.url"), ("a=x,a=y", "y=y")):
+        with pytest.raises(UserError, match=f"exists already; name another, as in {remedy}$"):
+            metadata_fields(twice)
 
 
 @pytest.fixture
@@ -461,6 +464,12 @@ def test_command_line(tmp_path, corpus):
     assert "3,000 documents" in done.stdout and "3 not JSON (first: 0.jsonl.gz:1001)" in done.stdout
     again = run(f"--input={corpus}/*.gz", "--tokenizer=bytes", f"--output={tmp_path / 'out'}")
     assert again.returncode == 0 and "finished already" in again.stdout
+    odd = [{"text": "a", "url": "https://a.org"}, {"text": "b", "url": None}, {"text": "c"}]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in odd))
+    fields = "--metadata-fields=url,site=urll"
+    told = run(f"--input={tmp_path}/odd.jsonl", "--tokenizer=bytes", f"--output={tmp_path}/o", fields).stdout
+    assert "without a value of 'url': 2 documents" in told
+    assert "of 'site': no document has one; is --metadata-fields right?" in told
     (tmp_path / "ha.jsonl").write_bytes(lines(repeating(20)))
     shorter = run(f"--input={tmp_path}/ha.jsonl", "--tokenizer=bytes", f"--output={tmp_path}/s", "--drop-repetitions")
     assert "18 documents" in shorter.stdout
