@@ -191,6 +191,7 @@ def reading(run: Run) -> list[dict]:
             _lengths(stage),
             f"{count(stage.get('tokens_per_step'))} tokens a step" if stage.get("tokens_per_step") else "",
             _rates(stage),
+            _metadata(sources),
         ]
         result.append({"name": stage.get("name", ""), "details": [d for d in details if d], "rows": rows})
     return result
@@ -249,6 +250,11 @@ def _per_cent(value: float | None, scale: float) -> str:
 def _lengths(stage: dict) -> str:
     lengths = sorted(map(int, stage.get("buckets") or {})) or [stage.get("sequence_length")]
     return f"sequences of {' to '.join(dict.fromkeys(map(count, (lengths[0], lengths[-1]))))}" if all(lengths) else ""
+
+
+def _metadata(sources: dict) -> str:
+    names = [name for name, source in sources.items() if source.get("metadata")]
+    return f"metadata before documents of {', '.join(names)}" if names else ""
 
 
 def _rates(stage: dict) -> str:

@@ -71,7 +71,7 @@ def make_run(path, name="tiny", offset=1.0, error=0.03, evaluates=True, files=Tr
             "name": "main",
             "steps": 40,
             "tokens": 2560,
-            "sources": {"web": source, "books": source | {"tokens": 480}},
+            "sources": {"web": source | {"metadata": {"documents": 9}}, "books": source | {"tokens": 480}},
         },
         {"name": "cooldown", "steps": 20, "tokens": 1280, "sources": {"books": source}},
     ]
@@ -197,6 +197,8 @@ def test_what_is_read(single):
     page = Page(single)
     assert page.row("web") == ["web", "75.0%", "1,440", "1.5", "12", "77", "–", "–"]
     assert page.texts["card stage"][1].split()[0] == "cooldown"
+    assert "metadata before documents of web" in page.texts["card stage"][0]
+    assert "metadata" not in page.texts["card stage"][1]
 
 
 def test_samples_are_escaped_and_split(single):
