@@ -8,7 +8,7 @@ import optax
 
 from mixlab.config import Config
 from mixlab.model.noise import scaled_noise
-from mixlab.model.sharding import flatten_tokens, unflatten_tokens
+from mixlab.model.sharding import dividing_axes, flatten_tokens, unflatten_tokens
 from mixlab.parallel.mesh import batch_sharding, replicated
 from mixlab.training.loss import CrossEntropy, cross_entropy
 from mixlab.training.optimizer import apply_gradients
@@ -33,17 +33,30 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, lay
         loss = _losses(config, layout, params, batch, settings.z_loss)
         return loss.total, settings.z_loss * loss.z_sum
 
-    def gradients(params, batch: Arrays):
-        function = jax.value_and_grad(loss_sum, has_aux=True)
-        parts = settings.accumulation_steps
-        if parts == 1:
-            return function(params, batch)
+    function = jax.value_and_grad(loss_sum, has_aux=True)
 
+    def sum_over_parts(params, batch: Arrays):
         def one_part(total, part):
             return jax.tree.map(jnp.add, total, function(params, part)), None
 
+        parts = {name: _parts(array, settings.accumulation_steps) for name, array in batch.items()}
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, batch))
-        return jax.lax.scan(one_part, zero, {name: _parts(array, parts) for name, array in batch.items()})[0]
+        return jax.lax.scan(one_part, zero, parts)[0]
+
+    def gradients(params, batch: Arrays):
+        if settings.accumulation_steps == 1:
+            return function(params, batch)
+        replicas = dividing_axes("batch", len(batch["tokens"]))
+        whole = all(sharding.is_fully_replicated for sharding in jax.tree.leaves(layout.shardings["params"]))
+        if not replicas or not whole:
+            return sum_over_parts(params, batch)
+
+        # Devices that have all parameters sum their gradients once, where the compiler would have them do so for every part.
+        def on_one_device(params, batch: Arrays):
+            return jax.lax.psum(sum_over_parts(params, batch), replicas)
+
+        specs = (jax.P(), jax.P(replicas))
+        return jax.shard_map(on_one_device, in_specs=specs, out_specs=jax.P(), check_vma=False)(params, batch)
 
     def train_step(state: State, batch: Arrays) -> tuple[State, Arrays]:
         # Weights are made shares of the global batch before any gradient, rather than gradients divided when they are rounded.

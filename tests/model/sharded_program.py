@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding  # noqa: E402
 from test_attention import inputs  # noqa: E402
 from tiny import loss, packed_rows, random_parameters, tiny  # noqa: E402
 
-from mixlab.config import Config, EvaluationConfig  # noqa: E402
+from mixlab.config import Config, EvaluationConfig, TrainingConfig  # noqa: E402
 from mixlab.errors import UserError  # noqa: E402
 from mixlab.evals.probing import Probing  # noqa: E402
 from mixlab.model import attention, noise, sequence  # noqa: E402
@@ -24,7 +24,8 @@ from mixlab.parallel import mesh as meshes  # noqa: E402
 from mixlab.parallel import rules  # noqa: E402
 from mixlab.training.loss import cross_entropy  # noqa: E402
 from mixlab.training.optimizer import make_optimizer  # noqa: E402
-from mixlab.training.state import plan_state  # noqa: E402
+from mixlab.training.state import create_state, plan_state  # noqa: E402
+from mixlab.training.step import compile_train_step, make_train_step  # noqa: E402
 
 
 def check_model(mesh):
@@ -214,6 +215,29 @@ def check_loss():
         assert len(sums) == 1, (sizes, sums)
 
 
+def check_accumulation():
+    """Devices that have all parameters sum their gradients once a step and not once a part; the update is that of one device."""
+    rows = {name: np.concatenate([a, a[::-1], a]) for name, a in packed_rows(tiny("llama"))._asdict().items()}
+    count, length = rows["tokens"].shape
+    rows["loss_weights"] = rows["loss_weights"] * np.linspace(0.5, 2, count, dtype=np.float32)[:, None]
+    told = []
+    for devices, parts in ((2, 3), (1, 1)):
+        model = tiny("llama", compute_dtype="float32", layer_loop="scan")
+        config = Config(model=model, training=TrainingConfig(accumulation_steps=parts))
+        optimizer, mesh = (
+            make_optimizer(config.optimizer),
+            meshes.make_mesh(meshes.MeshConfig(), jax.devices()[:devices]),
+        )
+        layout = plan_state(model, optimizer, mesh)
+        compiled = compile_train_step(make_train_step(config, optimizer, layout), layout, count, length)
+        sums = [line for line in compiled.as_text().splitlines() if re.search(r" all-reduce(-start)?\(", line)]
+        assert bool(sums) == (devices > 1) and not any("while/body" in line for line in sums), sums
+        state, metrics = compiled(create_state(model, optimizer, layout, 0), meshes.global_batch(mesh, rows, count))
+        told.append((state["opt_state"], metrics))
+    for a, b in zip(*map(jax.tree.leaves, told), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
 if __name__ == "__main__":
     mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
     check_model(mesh)
@@ -222,4 +246,5 @@ if __name__ == "__main__":
     check_noise(mesh)
     check_loss()
     check_probing(mesh)
+    check_accumulation()
     print("sharded: ok")
