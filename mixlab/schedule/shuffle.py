@@ -13,7 +13,7 @@ import numpy as np
 ROUNDS = 8  # of a small domain's permutations all must be reachable about equally often; tested for n = 4
 
 NEIGHBOURS = 2**10  # positions drawn at once, which takes hardly longer than drawing one
-KEPT = 2**9  # such draws, of 8 KiB each
+KEPT = 2**11  # such draws, of 2 KiB each for n up to 65,536
 
 
 def permute(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -33,9 +33,9 @@ def permute_nearby(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 @lru_cache(KEPT)
 def _neighbours(group: int, n: int, seed: int) -> np.ndarray:
-    """int64: where the positions of a group go."""
+    """Unsigned: where the positions of a group go."""
     first = group * NEIGHBOURS
-    return permute(np.arange(first, min(first + NEIGHBOURS, n)), n, seed)
+    return permute(np.arange(first, min(first + NEIGHBOURS, n)), n, seed).astype(np.min_scalar_type(n - 1))
 
 
 def unpermute(values: np.ndarray, n: int, seed: int) -> np.ndarray:

@@ -315,7 +315,8 @@ def rereading_problems(configs: tuple[StageConfig, ...]) -> list[str]:
                 found.append(
                     f"{where}.format cuts {name} otherwise than stages.{before_i} did (kind {before.format.kind!r} then, "
                     f"{config.format.kind!r} now), and of rows cut once for all epochs it is not known which documents are "
-                    f"left to read; give both stages one format and sequence_length, or another source to one of them"
+                    f"left to read; give both stages one format and sequence_length, or each a source of its own: two parts "
+                    f"of one store have no document in common (sources.{name}.part)"
                 )
             elif config.seed is not None:
                 told.add(before_i)

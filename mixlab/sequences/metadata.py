@@ -125,7 +125,9 @@ class Metadata:
 def runs(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """int64: begins[0], begins[0] + 1, … `lengths[0]` of them, then those of the next, and so on."""
     ends = np.cumsum(lengths, dtype=np.int64)
-    return np.repeat(begins - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+    found = np.repeat(begins - ends + lengths, lengths)
+    found += np.arange(len(found))
+    return found
 
 
 class Values(NamedTuple):

@@ -339,7 +339,7 @@ def test_what_is_left_of_a_source_is_known_or_the_run_is_refused(stores, format)
     assert rereading_problems((*plan(format), stage(name="x", mixture={"code": 1.0}, format=FormatConfig()))) == []
     for configs in (plan(format, FormatConfig()), plan(FormatConfig(), format), plan(*CUT_ONCE)):
         (message,) = rereading_problems(configs)
-        assert "stages.1.format cuts web otherwise than stages.0 did" in message
+        assert "stages.1.format cuts web otherwise than stages.0 did" in message and "(sources.web.part)" in message
         with pytest.raises(ValueError, match="which documents of 'web' are left"):
             run_of(configs, stores)
     (message,) = rereading_problems(plan(format, format, seed=3))
