@@ -156,6 +156,15 @@ def test_figures_are_kept_whatever_becomes_of_the_trace(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "history.jsonl").read_text())["seconds"] == 1.0
 
 
+def test_json_is_one_object_with_a_trace_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trains, "accelerator", lambda trace: {"seconds": 1.0})
+    monkeypatch.setattr(profile, "longest", lambda folder: [("product", 0.5, 2)])
+    monkeypatch.setattr(profile, "idle", lambda folder: (0.0, 1.0))
+    benchmark.main(["accelerator", "--json", f"--profile={tmp_path}"])
+    told = capsys.readouterr()
+    assert json.loads(told.out)["seconds"] == 1.0 and "product" in told.err and "idle" in told.err
+
+
 def test_the_peers_step_is_of_the_same_size():
     torch_peer = pytest.importorskip("benchmark_torch_peer", exc_type=ImportError)
     peer = torch_peer.measure(layers=1, d_model=32, heads=2, ffn_width=64, vocab_size=128, length=64, rows=2, steps=1)

@@ -73,10 +73,11 @@ def main(arguments: list[str]) -> None:
         with HISTORY.open("a") as file:
             file.write(json.dumps({"date": date.today().isoformat(), "command": command} | result) + "\n")
     if flags.profile:
+        place = sys.stderr if flags.json else sys.stdout
         for name, seconds, calls in profile.longest(flags.profile):
-            print(f"{seconds:10.4f} s {calls:6} x  {name}")
+            print(f"{seconds:10.4f} s {calls:6} x  {name}", file=place)
         gaps, whole = profile.idle(flags.profile)
-        print(f"{gaps:10.4f} s of {whole:.4f} s idle between steps")
+        print(f"{gaps:10.4f} s of {whole:.4f} s idle between steps", file=place)
 
 
 def _earlier(machine: str, command: str) -> dict:
