@@ -26,7 +26,7 @@ from mixlab.corpus.scan import Document, Scope, hash_of, identity, scan
 from mixlab.corpus.store import TokenStore
 from mixlab.errors import UserError
 
-VERSION = 1  # of the scan and its rules: a new one makes a new cached corpus
+VERSION = 2  # of the scan and its rules: a new one makes a new cached corpus
 VALIDATION_PER_MILLE = 50
 MINIMUM_VALIDATION_DOCUMENTS = 4
 TRAINING_BYTES = 12_000_000  # text that a BPE is trained on

@@ -36,6 +36,7 @@ LEFT_OUT_STDLIB = {"lib2to3", "encodings", "turtledemo", "ensurepip", "pydoc_dat
 MINIMUM_CHARACTERS = 64
 PARSED_BYTES = 400_000  # larger files are tables, slow to parse
 DOCSTRING_TENTHS = 3  # of all modules become docstrings, the others code, so that the two never overlap
+GENERATED = re.compile(r"(.*\n){0,4}.*(auto-?|automatically )generated", re.IGNORECASE)  # in the first five lines
 LICENCE = re.compile(r"(^|/)(licen[cs]e|notice|copying|authors)[^/]*$", re.IGNORECASE)
 SOURCE_LABELS = ("source", "source code", "repository", "github", "code", "homepage", "home")
 
@@ -62,8 +63,8 @@ class Scope:
 
 
 def scan(scope: Scope) -> list[Document]:
-    """All documents, sorted by (domain, id), without exact duplicates and without those under 64
-    characters."""
+    """All documents, sorted by (domain, id), without exact duplicates, code that says it was generated, and those under
+    64 characters."""
     documents = [*_stdlib(scope), *_packages(scope), *_topics(), *_math(scope)]
     seen, kept = set(), []
     for document in sorted(documents, key=lambda d: (d.domain, d.id)):
@@ -139,7 +140,7 @@ def _module(path: str, group: str, domain: str, code_url: str, docs_url: str) ->
     if as_docstrings and os.path.getsize(path) > PARSED_BYTES:
         return None
     text = _read_source(path)
-    if text is None:
+    if text is None or GENERATED.match(text):  # tables of up to 300,000 tokens, a sixth of a first run
         return None
     if not as_docstrings:
         return Document(f"{domain}/{group}", text, code_url, domain, group)
@@ -178,15 +179,14 @@ def _packages(scope: Scope) -> Iterator[Document]:
     for group in sorted(modules, key=lambda g: (hash_of(g), g)):
         path, url = modules[group]
         try:
-            if not _becomes_docstrings(group):
-                size = os.path.getsize(path)
-                if size > left:
-                    continue
-                left -= size
+            size = 0 if _becomes_docstrings(group) else os.path.getsize(path)
+            if size > left:
+                continue
             document = _module(path, group, "package_code", url, url)
         except OSError:
             continue
         if document:
+            left -= size
             yield document
 
 
