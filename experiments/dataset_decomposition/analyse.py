@@ -27,8 +27,9 @@ LABELS = {
     "best_fit": "best-fit packing, masked",
     "dd_uniform": "decomposed, uniform",
     "dd_grow_p2": "decomposed, Grow-P2",
+    CONTROL: "concat in the lengths of uniform",
 }
-COLOURS = dict(zip(ARMS, ("#777777", "#8c6bb1", "#4878a8", "#5a9367", "#c8553d"), strict=True))
+COLOURS = dict(zip((*ARMS, CONTROL), ("#777777", "#8c6bb1", "#4878a8", "#5a9367", "#c8553d", "#222222"), strict=True))
 HEADLINE = "eval/macro/bits_per_byte"  # mean of the domains
 
 Record = dict[str, float]  # a line of metrics.jsonl
@@ -219,7 +220,7 @@ def tables(summary: dict) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     columns = {LABELS[arm]: told["final"] for arm, told in summary["arms"].items()}
-    columns["concat in the lengths of uniform"] = summary["control"]["final"]
+    columns[LABELS[CONTROL]] = summary["control"]["final"]
     columns |= {name.removeprefix("bucket_") + " alone": told["final"] for name, told in summary["buckets"].items()}
     lines += ["", f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for row in next(iter(columns.values())):
@@ -241,13 +242,15 @@ def draw(summary: dict, path: Path) -> None:
     figure, ((by_tokens, by_time), (by_position, by_length)) = plt.subplots(
         2, 2, figsize=(9.6, 7.2), layout="constrained"
     )
-    for arm, told in summary["arms"].items():
+    for number, (arm, told) in enumerate((summary["arms"] | {CONTROL: summary["control"]}).items()):
         curve, style = (
             told["curve"][1:],
             {"color": COLOURS[arm], "marker": "o", "ms": 3, "lw": 1.5},
         )  # not the untrained
         means, halves = ([point.get(key, 0.0) for point in curve] for key in ("mean", "half"))
         for axes, x in ((by_tokens, "tokens"), (by_time, "seconds")):
+            if x not in curve[0]:  # of the control no time was measured
+                continue
             scale = 1e6 if x == "tokens" else 1.0
             label = LABELS[arm] if axes is by_tokens else None
             xs = [point[x] / scale for point in curve]
@@ -257,7 +260,7 @@ def draw(summary: dict, path: Path) -> None:
         gains = [value["mean"] - reference[start]["mean"] for start, value in bins.items()]
         errors = [told.get("difference_from_concat", {}).get(f"by_position/{s}", {}).get("half", 0.0) for s in bins]
         if arm != "concat":
-            shift = 1.06 ** (ARMS.index(arm) - 2.5)  # so that intervals do not hide one another
+            shift = 1.06 ** (number - 3)  # so that intervals do not hide one another
             by_position.errorbar([s * shift for s in bins], gains, yerr=errors, capsize=2, **style)
     by_position.axhline(0, color=COLOURS["concat"], lw=1.5)
     by_position.set_xscale("log", base=2)
