@@ -69,7 +69,7 @@ def get_config(arg: str = "dd_grow_p2") -> ConfigDict:
 
     Expected: experiments/dataset_decomposition/README.md.
     Command: python experiments/dataset_decomposition/run.py --data=DIR, or --embedded, trains all arms.
-    Cost: about 50 minutes on a CPU core; 10 for the embedded corpus with one seed.
+    Cost: about 55 minutes on a CPU core; 17 for the embedded corpus without single buckets.
 
     arg: words separated by commas: an arm (concat, concat_masked, best_fit, dd_uniform, dd_grow_p2; or concat_lengths:
         concat in the lengths of dd_uniform; or bucket_128 to bucket_2048: rows of that length alone, on fewer tokens);
