@@ -201,9 +201,8 @@ def _values_axis(axes: Axes, chart: Chart, curves: list[_Curve], shown: list[flo
         if high > 1e4:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         if lines.max() > high + room:
-            entry = max(
-                _entry(curve, high + 0.2 * room) for curve in curves
-            )  # beside the curves down to the note's foot
+            # Beside the curves down to the note's foot.
+            entry = max(_entry(curve, high + 0.2 * room) for curve in curves)
             axes.annotate(
                 f"↖ from {_short(lines.max(), 2)}", (entry, 0.99), xycoords=axes.get_xaxis_transform(),
                 xytext=(3, 0), textcoords="offset points", va="top", color=theme.soft, fontsize=10,
